@@ -1,0 +1,79 @@
+# "make" checks everything. "make help" lists the rest. All runs in .venv, which is made on first use.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.DEFAULT_GOAL := check
+.DELETE_ON_ERROR:
+.PHONY: help check demo test format format-check lint types schemas schemas-check bench clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+check: format-check lint types schemas-check test ## Everything below that can fail (the default)
+
+demo: $(VENV)/.embedded ## The bridge, a broker and a simulated gateway: watch an SMS go out and its report come back
+	$(PY) -m bridge demo $(ARGS)
+
+test: $(VENV)/.dev ## The tests; ARGS="-k words -x" goes to pytest
+	$(PY) -m pytest $(ARGS)
+
+format: $(VENV)/.dev ## Format the code, and mend what the linter can
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+format-check: $(VENV)/.dev
+	$(PY) -m ruff format --check .
+
+lint: $(VENV)/.dev ## ruff
+	$(PY) -m ruff check .
+
+types: $(VENV)/.dev ## mypy --strict
+	$(PY) -m mypy
+
+schemas: $(VENV)/.dev ## Write schemas/ anew from the code
+	$(PY) -m bridge.schema schemas
+
+schemas-check: $(VENV)/.dev
+	$(PY) -m bridge.schema --check schemas
+
+bench: $(VENV)/.dev ## Measure
+	$(PY) -m benchmarks $(ARGS)
+
+clean: ## Remove the environment and all that was generated
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find bridge tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- The environment ------------------------------------------------------------------------------------------
+# The stamps say what is installed, and are out of date when pyproject.toml is newer.
+
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
+
+$(VENV)/.dev: pyproject.toml | $(PY)
+	$(INSTALL) --editable '.[embedded,dev]'
+	@touch $(VENV)/.embedded $@
+
+$(VENV)/.embedded: pyproject.toml | $(PY)
+	$(INSTALL) --editable '.[embedded]'
+	@touch $@
+
+# Debian's python3 has no ensurepip, and so no complete venv, until python3-venv is installed; its pip, where there is
+# one, can fill an empty environment from outside.
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "goip-mqtt-bridge needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there)."; \
+	    echo "Name another one: make PYTHON=python3.12"; \
+	    exit 1; \
+	} >&2
+	@rm -rf $(VENV)
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+	    $(PYTHON) -m venv $(VENV); \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	    $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --quiet --python $(PY) install pip; \
+	elif $(PYTHON) -m virtualenv --version >/dev/null 2>&1; then \
+	    $(PYTHON) -m virtualenv --quiet --python "$$(command -v $(PYTHON))" $(VENV); \
+	else \
+	    echo "$(PYTHON) can make no virtual environment here. On Debian and Ubuntu: sudo apt install python3-venv" >&2; \
+	    exit 1; \
+	fi || { rm -rf $(VENV); exit 1; }

@@ -1,0 +1,801 @@
+"""The service: one event loop, one choke point.
+
+Every input (datagrams, commands, PUBACKs, time) ends in `Bridge.pump`, and its order is the reliability argument:
+commit first, then answer the gateways and the broker, then publish.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from bridge import __version__, commands, payloads, states
+from bridge.batch import Batch, Order, Run
+from bridge.commands import Code
+from bridge.goip import events
+from bridge.goip.events import Address
+from bridge.goip.line import Line
+from bridge.goip.server import LineConfig, LineMemory, SmsServer
+from bridge.goip.session import Recipient
+from bridge.goip.timing import Timing
+from bridge.intake import Answers, Intake
+from bridge.ledger import Ledger
+from bridge.limits import FactLimiter, LogLimiter
+from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
+from bridge.numbers import mask
+from bridge.operations import operation
+from bridge.publisher import NO_SUBSCRIBER, Item, Publisher, RetainedState
+from bridge.settings import BrokerUrl, Settings
+from bridge.store import OutboxRow, Store, StoreError
+from bridge.topics import Topics
+from bridge.udp import UdpSocket
+
+log = logging.getLogger(__name__)
+
+API = 1
+FEATURES = ["sms", "delivery", "ussd", "calls", "control", "jobs"]
+SESSION_RECIPIENTS = 10
+"Numbers in one bulk session: the box remembers the outcome of the last ten (docs/protocol.md §4.2)."
+MAX_SENDID = 2**31 - 1
+SENDID_BLOCK = 1000
+HELD_DATAGRAMS = 10_000
+"Datagrams kept in memory while the store can't be written."
+STATE_DELAY_S = 0.1
+"Changes of a line's state within this time are published once."
+LAST_SEEN_S = 300.0
+STALL_RETRY_S = 1.0
+SHUTDOWN_S = 5.0
+
+
+class Bridge:
+    """One instance of the bridge. Implements `bridge.mqtt.Handler`."""
+
+    def __init__(self, settings: Settings, store: Store, reload: Callable[[], Settings]) -> None:
+        self.settings = settings
+        self.store = store
+        self.run_info = Run(time.time())
+        self.topics = Topics(settings.base_topic)
+        self.instance = settings.instance or _kept_instance(store)
+        self._reload_settings = reload
+        now = time.monotonic()
+        self.server = SmsServer(_line_configs(settings), _timing(settings), next_sendid=_first_sendid(store), now=now)
+        self.answers = Answers(store, self.topics)
+        self.intake = Intake(store, settings, self.topics, self.server, self.answers, self._summaries)
+        self.ledger = Ledger(store, settings, self.topics, self.answers)
+        birth = RetainedState(self.topics.bridge("availability"), b"online", None, None)
+        self.publisher = Publisher(store, time.time, birth)
+        self.link: MqttLink | None = None
+        self.udp: UdpSocket | None = None
+        self._inbox: list[Incoming] = []
+        self._events: list[events.Event] = []
+        self._notices: list[dict[str, object]] = []
+        self._verdicts: list[tuple[int, Code, str]] = []
+        self._held: deque[tuple[bytes, Address]] = deque(maxlen=HELD_DATAGRAMS)
+        self._held_back: list[tuple[bytes, Address]] = []
+        self._stalled = False
+        self._stopping = False
+        self._handed_over: asyncio.Event | None = None
+        "While stopping: set when the broker has everything it can have."
+        self._failed: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._states_timer: asyncio.TimerHandle | None = None
+        self._changed: set[str] = set()
+        self._jobs: set[str] = set()
+        self._published_states: dict[str, tuple[payloads.LineState, float]] = {}
+        self._traffic = _Traffic(store)
+        self._sendids_reserved = 0
+        self._drops = LogLimiter()
+        self._limiter = FactLimiter()
+        self._mqtt = payloads.MqttInfo(version=None, session_present=False)
+        self._connections = 0
+        self._stall_drops = 0
+        self._lag = 0.0
+        self._restore(now)
+
+    # -- life
+
+    async def run(self, stop: asyncio.Event, broker: BrokerUrl) -> None:
+        """Serve until `stop` is set. Raises OSError when the UDP port can't be bound, and whatever is a bug."""
+        loop = asyncio.get_running_loop()
+        self._failed = loop.create_future()
+        self.udp = UdpSocket(self.settings.udp.host, self.settings.udp.port, self._guarded(self.datagrams_received))
+        self.udp.start()
+        log.info(
+            "listening for gateways on udp %s:%d, %d lines configured", *self.udp.address, len(self.settings.lines)
+        )
+        self.link = self.publisher.link = MqttLink(_link_config(self, broker), self)
+        tasks = {
+            asyncio.create_task(self.link.run(), name="mqtt"),
+            asyncio.create_task(self._every(1.0, self._second), name="second"),
+            asyncio.create_task(self._every(60.0, self._minute), name="minute"),
+            asyncio.create_task(stop.wait(), name="stop"),
+        }
+        self._publish_bridge()
+        self.pump()
+        ending: set[asyncio.Future[Any]] = {*tasks, self._failed}
+        try:
+            done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done:
+                ended.result()  # an exception in any of them ends the service
+            await self._shut_down()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.udp.close()
+
+    async def _shut_down(self) -> None:
+        """Take nothing more, hand over what is ready, say goodbye."""
+        assert self.link is not None
+        self._stopping = True
+        log.info("stopping")
+        if self._timer is not None:
+            self._timer.cancel()
+        self._save_lines()
+        self.publisher.set_availability(self.topics.bridge("availability"), online=False)
+        self.publisher.drain(time.monotonic())
+        if self.link.connected and not self.publisher.idle:
+            self._handed_over = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._handed_over.wait(), SHUTDOWN_S)
+        await self.link.disconnect()
+        self._commit([], None)
+
+    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """asyncio only logs what a callback raises; here it ends the service."""
+
+        def call(*arguments: object) -> None:
+            try:
+                callback(*arguments)
+            except Exception as error:
+                if self._failed is not None and not self._failed.done():
+                    self._failed.set_exception(error)
+
+        return call
+
+    def _restore(self, now: float) -> None:
+        """Go on where the last run ended."""
+        wall = time.time()
+        for name, memory in self.store.lines():
+            self.server.restore_line(name, memory)
+        timing = self.server.timing
+        for key, line, at in self.store.repeats(wall - timing.repeats):
+            self.server.restore_repeat(line, key, now - max(0.0, wall - at))
+        batch = Batch(self.run_info, wall)
+        with self.store.transaction():
+            self.ledger.restarted(batch)
+            for command in self.store.open_commands():
+                message = "The bridge was restarted before the gateway answered. It may have done it all the same."
+                self.answers.give(batch, command, "gateway_timeout", message, {})
+            self._write(batch, [])
+        self._take_effect(batch)
+        for row in self.store.in_state("unknown", since=wall - timing.evidence):
+            if row.sendid is not None and row.telid is not None:
+                late = {row.telid: Recipient(row.n, row.number)}
+                self.server.restore_session(row.line, row.sendid, late, now)
+        for job in self.store.jobs():
+            self._jobs.add(job)
+        for name in self.store.queued_lines():
+            self._feed(name)
+
+    # -- input
+
+    def datagrams_received(self, batch: list[tuple[bytes, Address]]) -> None:
+        """Take a batch of datagrams."""
+        if self._stalled:
+            self._stalled_datagrams(batch)
+            return
+        now = time.monotonic()
+        receive = self.server.receive_datagram
+        for data, address in batch:
+            dropped = receive(data, address, now)
+            if dropped is not None and self._drops.admit(address[0], now):
+                log.warning("dropped %d bytes from %s:%d: %s", len(data), address[0], address[1], dropped)
+        if log.isEnabledFor(logging.DEBUG):
+            for data, address in batch:
+                log.debug("< %s:%d %s", *address, _outline(data))
+        self.pump()
+
+    def received(self, messages: list[Incoming]) -> None:
+        """Take commands from the broker; one that is not committed is not acknowledged and comes again."""
+        if not self._stopping:
+            self._inbox.extend(messages)
+            self.pump()
+
+    def published(self, acks: list[tuple[int, int]]) -> None:
+        """Take PUBACKs."""
+        now = time.monotonic()
+        self._tell_refused(self.publisher.acknowledged(acks, now), now)
+        self._drain(now)
+        if self._handed_over is not None and self.publisher.idle:
+            self._handed_over.set()
+
+    def connected(self, *, session_present: bool, version: str) -> None:
+        """The broker is there."""
+        self._connections += 1
+        self._mqtt = payloads.MqttInfo(version=version, session_present=session_present)
+        self.publisher.connected()
+        self._publish_bridge()
+        self._drain(time.monotonic())
+
+    def disconnected(self, reason: str) -> None:
+        """The broker is gone."""
+        log.debug("the broker is gone: %s", reason)
+        self.publisher.disconnected()
+        if self._handed_over is not None:
+            self._handed_over.set()
+
+    def takeover(self) -> None:
+        """Another client has our client id."""
+        self._notices.append(
+            {
+                "event_type": "takeover",
+                "message": f"Another client connects as {self._client_id()}. If a second bridge is meant to run, give "
+                "it its own instance: and store; otherwise stop it.",
+            }
+        )
+        self.pump()
+
+    # -- the choke point
+
+    def pump(self) -> None:
+        """Commit what happened, then let it be seen: by the gateways, by the broker, by the subscribers."""
+        if self._stalled:
+            return
+        self._events.extend(self.server.take_events())
+        while self._events or self._inbox or self._notices or self._verdicts:
+            if not self._commit(self._events, None):
+                return
+            self._events = self.server.take_events()
+        self._send()
+        self._rearm()
+        self._drain(time.monotonic())
+
+    def _commit(self, happened: list[events.Event], also: Callable[[Batch], None] | None) -> bool:
+        """One transaction for all that happened; false when the store can't be written, and everything is kept."""
+        batch = Batch(self.run_info, time.time())
+        done = self.publisher.take_done()
+        try:
+            with self.store.transaction():
+                self.ledger.record(happened, batch, time.monotonic())
+                for message in self._inbox:
+                    self.intake.take(message, batch)
+                for n, code, words in self._verdicts:
+                    if command := self.store.command(n):
+                        self.answers.give(batch, command, code, words, {})
+                for notice in self._notices:
+                    batch.fact(self.topics.bridge("event"), payloads.BridgeEvent, **notice)
+                if also is not None:
+                    also(batch)
+                self._write(batch, done)
+        except StoreError as error:
+            self.publisher.not_deleted(done)
+            self._stall(error)
+            return False
+        self._inbox.clear()
+        self._notices.clear()
+        self._verdicts.clear()
+        self._take_effect(batch)
+        return True
+
+    def _write(self, batch: Batch, done: list[int]) -> None:
+        """The rows that every batch has."""
+        if batch.repeats:
+            self.store.add_repeats(batch.repeats)
+        day = payloads.timestamp(batch.at)[:10]
+        for line, counts in batch.traffic.items():
+            self.store.count(line, day, counts)
+        if done:
+            self.store.delete_outbox(done)
+        self._reserve_sendids(batch.at)
+        if batch.outbox:
+            first = self.store.add_outbox(batch.outbox)
+            batch.rows = [OutboxRow(first + i, *entry) for i, entry in enumerate(batch.outbox)]
+
+    def _take_effect(self, batch: Batch) -> None:
+        """The batch is on disk."""
+        batch.committed()
+        if batch.rows:
+            self.publisher.add(batch.rows)
+        self._traffic.add(batch)
+        self.answers.forget(batch.answered)
+        for line, online in batch.availability.items():
+            self.publisher.set_availability(self.topics.line(line, "availability"), online)
+        for line, (sender, text) in batch.sms_last.items():
+            self._publish_sms_last(line, sender, text, batch.at)
+        for topic in batch.emptied:
+            self.publisher.set_state(RetainedState(topic, b"", None, None))
+        for what in batch.refresh:
+            self.publisher.refresh("" if what == "*" else self.topics.line(what, ""))
+        self._jobs |= batch.jobs
+        self._lines_changed(batch.changed)
+        if self.link is not None:
+            for message in batch.acknowledge:
+                self.link.acknowledge(message)
+        for order in batch.orders:
+            self._carry_out(order)
+        for line in batch.feed:
+            self._feed(line)
+
+    def _carry_out(self, order: Order) -> None:
+        now = time.monotonic()
+        match order.command:
+            case commands.Ussd(code=code, timeout_s=timeout) as ussd:
+                wait = timeout if "timeout_s" in ussd.model_fields_set else self.settings.timing.ussd_s
+                self.server.ussd(order.target, order.n, code, wait, now)
+            case commands.BridgeReload():
+                self._verdicts.append((order.n, *self.reload()))
+            case command:
+                self.server.request(order.target, order.n, operation(command), now)
+
+    def _feed(self, name: str) -> None:
+        """Give a line that is free the next SMS: those with the same text make one session."""
+        line = self.server.line(name)
+        if line is None or not line.ready or self._stopping:
+            return
+        rows = self.store.queued(name, SESSION_RECIPIENTS)
+        if not rows:
+            return
+        now, wall = time.monotonic(), time.time()
+        recipients = []
+        for row in rows:
+            if (row.text, row.priority) != (rows[0].text, rows[0].priority):
+                break
+            expires = None if row.expires is None else now + row.expires - wall
+            recipients.append(Recipient(row.n, row.number, row.guarantee != "at_most_once", expires))
+        self.server.send_sms(name, rows[0].text, recipients, now)
+
+    def _send(self) -> None:
+        if self.udp is None:
+            return
+        debug = log.isEnabledFor(logging.DEBUG)
+        for datagram, address in self.server.take_datagrams():
+            self.udp.send(datagram, address)
+            if debug:
+                log.debug("> %s:%d %s", *address, _outline(datagram))
+
+    def _drain(self, now: float) -> None:
+        self._tell_refused(self.publisher.drain(now), now)
+        if self._notices and not self._stalled:
+            asyncio.get_running_loop().call_soon(self._guarded(self.pump))
+
+    def _rearm(self) -> None:
+        deadline = self.server.deadline()
+        if self._timer is not None:
+            if self._timer.when() == deadline and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None and not self._stopping:
+            loop = asyncio.get_running_loop()  # its clock is time.monotonic
+            self._timer = loop.call_at(deadline, self._guarded(self._on_timer))
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._stalled:
+            self.server.handle_timer(time.monotonic())
+            self.pump()
+
+    # -- a store that can't be written
+
+    def _stall(self, error: StoreError) -> None:
+        """Acknowledge nothing to either side until the store can be written again."""
+        if not self._stalled:
+            self._stalled = True
+            log.error(
+                "cannot write %s: %s. Nothing is acknowledged until it can be written: free space on its disk, or "
+                "make it writable. Trying again every second.",
+                self.store.path,
+                error,
+            )
+        asyncio.get_running_loop().call_later(STALL_RETRY_S, self._guarded(self._try_again))
+
+    def _stalled_datagrams(self, batch: list[tuple[bytes, Address]]) -> None:
+        """Keepalives are answered, so that the gateways stay; everything else is kept, unanswered."""
+        now = time.monotonic()
+        self._held_back.extend(self.server.take_datagrams())  # they wait for the commit
+        for data, address in batch:
+            if data.startswith(b"req:"):
+                self.server.receive_datagram(data, address, now)
+            else:
+                self._stall_drops += len(self._held) == HELD_DATAGRAMS
+                self._held.append((data, address))
+        self._events.extend(self.server.take_events())
+        self._send()
+
+    def _try_again(self) -> None:
+        if self._stopping:
+            return
+        self._stalled = False
+        happened, self._events = self._events, []
+        if not self._commit(happened, None):
+            self._events = happened + self._events
+            self._stalled = True
+            return
+        log.warning("%s can be written again: going on", self.store.path)
+        self.server.datagrams[:0] = self._held_back
+        self._held_back = []
+        held, self._held = list(self._held), deque(maxlen=HELD_DATAGRAMS)
+        self.datagrams_received(held)
+        self._on_timer()
+
+    # -- regular work
+
+    async def _every(self, period: float, work: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + period
+        while True:
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            self._lag = max(self._lag, loop.time() - due)
+            work()
+            due = max(due + period, loop.time())
+
+    def _second(self) -> None:
+        now, wall = time.monotonic(), time.time()
+        self.publisher.retry_parked(now)
+        if not self._stalled and (self.ledger.due(wall) or self.publisher.done_count):
+            self._commit([], self.ledger.settle)
+        self._publish_jobs()
+        self._publish_lines()
+        self.pump()
+
+    def _minute(self) -> None:
+        now = time.monotonic()
+        self._publish_health()
+        self._publish_stats()
+        stale = {
+            line.name
+            for line in self.server.lines
+            if line.online and now - self._published_states.get(line.name, (None, -LAST_SEEN_S))[1] >= LAST_SEEN_S
+        }
+        self._lines_changed(stale)
+        self._save_lines()
+        self._prune()
+        self.pump()
+
+    def _save_lines(self) -> None:
+        def save(_batch: Batch) -> None:
+            for line in self.server.lines:
+                if line.address is not None and line.count is not None and line.ever_heard:
+                    memory = LineMemory(
+                        address=line.address, count=line.count, reboots=line.reboots, fields=line.fields
+                    )
+                    self.store.save_line(line.name, memory)
+
+        if not self._stalled:
+            self._commit([], save)
+
+    def _prune(self) -> None:
+        wall = time.time()
+
+        def prune(_batch: Batch) -> None:
+            week = wall - 7 * payloads.DAY
+            for job in self.store.prune(repeats=wall - 2 * 3600, commands=wall - payloads.DAY, sms=week):
+                self.publisher.forget(self.topics.job(job))
+
+        if not self._stalled:
+            self._commit([], prune)
+
+    def _reserve_sendids(self, wall: float) -> None:
+        """Part of the transaction: no sendid leaves that a restart could use again (docs/contract.md §5)."""
+        server = self.server
+        server.next_sendid = max(server.next_sendid, int(wall))
+        if server.next_sendid + SENDID_BLOCK // 2 >= self._sendids_reserved:
+            self._sendids_reserved = min(server.next_sendid + SENDID_BLOCK, MAX_SENDID)
+            self.store.put("sendids_reserved", self._sendids_reserved)
+
+    def reload(self) -> tuple[Code, str]:
+        """Read the configuration again and apply what can change while running."""
+        try:
+            settings = self._reload_settings()
+        except Exception as error:  # whatever is wrong with the file, the running configuration stays
+            log.error("the configuration was not reloaded: %s", error)
+            return "invalid_payload", f"The configuration was not reloaded: {error}"
+        fixed = [
+            name
+            for name in ("base_topic", "instance", "mqtt", "udp", "store", "homeassistant", "http")
+            if getattr(settings, name) != getattr(self.settings, name)
+        ]
+        kept = {name: getattr(self.settings, name) for name in fixed}
+        gone = set(self.settings.lines) - set(settings.lines)
+        self.settings = settings.model_copy(update=kept)
+        self.ledger.settings = self.intake.settings = self.settings
+        self.server.timing = _timing(self.settings)
+        self.server.configure(_line_configs(self.settings), time.monotonic())
+        for line in gone:
+            for path in ("availability", "state", "stats", "sms/last"):
+                self.publisher.forget(self.topics.line(line, path))
+            self._published_states.pop(line, None)
+        self.publisher.retry_parked()
+        self._publish_bridge()
+        for name in self.store.queued_lines():
+            self._feed(name)
+        log.info("configuration reloaded: %d lines", len(self.settings.lines))
+        later = f" These take effect after a restart: {', '.join(fixed)}." if fixed else ""
+        return "ok", f"Reloaded: {len(self.settings.lines)} lines.{later}"
+
+    # -- retained state
+
+    def _lines_changed(self, names: set[str]) -> None:
+        self._changed |= names
+        if self._changed and self._states_timer is None and self._failed is not None:
+            loop = asyncio.get_running_loop()
+            self._states_timer = loop.call_later(STATE_DELAY_S, self._guarded(self._publish_states))
+
+    def _publish_states(self) -> None:
+        self._states_timer = None
+        changed, self._changed = self._changed, set()
+        now = time.monotonic()
+        offset = time.time() - now
+        for name in changed:
+            line = self.server.line(name)
+            if line is not None:
+                self._publish_state(line, now, offset)
+        self._drain(now)
+
+    def _publish_state(self, line: Line, now: float, offset: float) -> None:
+        state = states.line_state(line, lambda at: at + offset)
+        raw = {key: value for key, value in state.raw.items() if key not in states.VOLATILE}
+        meaning = dataclasses.replace(state, last_seen=None, raw=raw)
+        known = self._published_states.get(line.name)
+        if known is None or known[0] != meaning or now - known[1] >= LAST_SEEN_S:
+            self._published_states[line.name] = (meaning, now)
+            self.publisher.set_payload(self.topics.line(line.name, "state"), state)
+
+    def _publish_sms_last(self, line: str, sender: str | None, text: str, at: float) -> None:
+        last = payloads.SmsLast(
+            at=payloads.timestamp(at),
+            from_=mask(sender) if sender else None,
+            chars=len(text),
+            text=text if self.settings.retain_text else None,
+        )
+        self.publisher.set_payload(self.topics.line(line, "sms/last"), last)
+
+    def _publish_bridge(self) -> None:
+        """The bridge's own retained topics."""
+        info = payloads.BridgeInfo(
+            version=__version__,
+            api=API,
+            instance=self.instance,
+            started_at=payloads.timestamp(self.run_info.started),
+            lines=len(self.settings.lines),
+            mqtt=self._mqtt,
+            features=FEATURES,
+            config=self.settings.public_dict(),
+        )
+        self.publisher.set_payload(self.topics.bridge("info"), info)
+        self._publish_health()
+        self._publish_lines()
+        self._publish_stats()
+
+    def _publish_lines(self) -> None:
+        self.publisher.set_payload(self.topics.bridge("lines"), payloads.BridgeLines(lines=self._summaries()))
+
+    def _publish_health(self) -> None:
+        counters, udp, publisher = self.server.counters, self.udp, self.publisher
+        oldest = publisher.oldest
+        queued, active = self._traffic.queue_totals(self.store)
+        lag, self._lag = self._lag, 0.0
+        health = payloads.BridgeHealth(
+            uptime_s=int(time.time() - self.run_info.started),
+            rss_mb=_rss_mb(),
+            loop_lag_ms=round(lag * 1000, 1),
+            udp=payloads.UdpHealth(
+                received=counters.received,
+                sent=udp.sent if udp else 0,
+                malformed=counters.malformed,
+                unauthorized=counters.unauthorized,
+                dropped=(udp.kernel_drops + udp.send_failures if udp else 0) + self._stall_drops,
+            ),
+            mqtt=payloads.MqttHealth(
+                connected=self.link is not None and self.link.connected,
+                published=publisher.published,
+                acked=publisher.acked,
+                refused=publisher.refused,
+                reconnects=max(0, self._connections - 1),
+            ),
+            outbox=payloads.OutboxHealth(
+                count=publisher.waiting, oldest_s=None if oldest is None else round(time.time() - oldest, 1)
+            ),
+            queue=payloads.QueueCounts(queued=queued, active=active),
+            lines=payloads.LineCounts(
+                online=sum(bool(line.online) for line in self.server.lines), total=len(self.settings.lines)
+            ),
+        )
+        publisher.set_payload(self.topics.bridge("health"), health)
+
+    def _publish_stats(self) -> None:
+        for line, stats in self._traffic.stats(self.store, self.settings.lines):
+            self.publisher.set_payload(self.topics.line(line, "stats"), stats)
+
+    def _publish_jobs(self) -> None:
+        if self._stalled:
+            return
+        jobs, self._jobs = self._jobs, set()
+        now = time.time()
+        ended = []
+        for name in jobs:
+            found = self.store.job(name)
+            if found is None:
+                continue
+            cmd, line, total, started, end = found
+            counts = payloads.JobCounts(**self.store.job_counts(name))
+            left = counts.queued + counts.sending
+            if left == 0 and end is None:
+                end = now
+                ended.append(name)
+            minutes = max((end or now) - started, 1.0) / 60
+            rate = (total - left) / minutes
+            job = payloads.Job(
+                job=name,
+                cmd=cmd,
+                line=line,
+                state="running" if left else "done",
+                total=total,
+                counts=counts,
+                rate_per_min=round(rate, 2),
+                eta_s=round(left / rate * 60) if left and rate else (0 if not left else None),
+                started_at=payloads.timestamp(started),
+                ended_at=None if end is None else payloads.timestamp(end),
+            )
+            self.publisher.set_payload(self.topics.job(name), job)
+        if ended:
+            self._commit([], lambda _batch: self.store.end_jobs(ended, now))
+
+    def _summaries(self) -> list[payloads.LineSummary]:
+        return [states.summary(line, self.settings.lines.get(line.name)) for line in self.server.lines]
+
+    # -- small things
+
+    def _tell_refused(self, refused: list[tuple[Item, int]], now: float) -> None:
+        for item, code in refused:
+            event_type = "no_subscriber" if code == NO_SUBSCRIBER else "publish_refused"
+            if event_type == "publish_refused":
+                log.warning("the broker refused a publish to %s (%#x): check its ACL and quota", item.topic, code)
+            if isinstance(item, OutboxRow) and item.schema == "bridge_event":
+                continue  # telling it would be refused as well
+            count = self._limiter.admit((event_type, item.topic), now)
+            if count is None:
+                continue
+            message = (
+                "Nobody is subscribed to this topic: what was published there reached no one."
+                if code == NO_SUBSCRIBER
+                else "The broker refused this publish. It is kept and tried again; check the broker's ACL and quota."
+            )
+            notice = {"event_type": event_type, "message": message, "topic": item.topic, "reason_code": code}
+            self._notices.append(notice | {"count": count})
+
+    def _client_id(self) -> str:
+        return self.settings.mqtt.client_id or f"goip-bridge-{self.instance}"
+
+
+class _Traffic:
+    """Counted SMS by line, in memory; the store has the same numbers."""
+
+    def __init__(self, store: Store) -> None:
+        self._day = payloads.timestamp(time.time())[:10]
+        self._total = store.traffic()
+        self._today = store.traffic(self._day)
+
+    def add(self, batch: Batch) -> None:
+        day = payloads.timestamp(batch.at)[:10]
+        if day != self._day:
+            self._day, self._today = day, {}
+        for line, counts in batch.traffic.items():
+            for counters in (self._total.setdefault(line, {}), self._today.setdefault(line, {})):
+                for name, count in counts.items():
+                    counters[name] = counters.get(name, 0) + count
+
+    def stats(self, store: Store, lines: Iterable[str]) -> list[tuple[str, payloads.LineStats]]:
+        queues = store.queue_counts()
+        today = self._today if self._day == payloads.timestamp(time.time())[:10] else {}
+        found = []
+        for line in lines:
+            queued, active = queues.get(line, (0, 0))
+            found.append(
+                (
+                    line,
+                    payloads.LineStats(
+                        queue=payloads.QueueCounts(queued=queued, active=active),
+                        total=payloads.Traffic(**self._total.get(line, {})),
+                        today=payloads.Traffic(**today.get(line, {})),
+                    ),
+                )
+            )
+        return found
+
+    @staticmethod
+    def queue_totals(store: Store) -> tuple[int, int]:
+        counts = store.queue_counts().values()
+        return sum(queued for queued, _ in counts), sum(active for _, active in counts)
+
+
+def _timing(settings: Settings) -> Timing:
+    timing = settings.timing
+    return Timing(
+        offline=timing.offline_s,
+        resend=timing.resend_s,
+        wait=timing.wait_s,
+        ussd=timing.ussd_s,
+        evidence=timing.evidence_s,
+        backoff=timing.backoff_s,
+    )
+
+
+def _line_configs(settings: Settings) -> list[LineConfig]:
+    return [
+        LineConfig(
+            name=name,
+            goip_id=line.goip_id or name,
+            password=line.password.get_secret_value(),
+            allow_from=tuple(line.allow_from),
+        )
+        for name, line in settings.lines.items()
+    ]
+
+
+def _link_config(bridge: Bridge, broker: BrokerUrl) -> LinkConfig:
+    mqtt = bridge.settings.mqtt
+    topics = bridge.topics
+    will = Publication(topics.bridge("availability"), b"offline", retain=True, content_type="text/plain")
+    return LinkConfig(
+        scheme=broker.scheme,  # type: ignore[arg-type]  # the settings checked it
+        host=broker.path if broker.scheme == "unix" else broker.host,
+        port=broker.port or None,
+        path=broker.path or "/mqtt",
+        client_id=bridge._client_id(),
+        username=mqtt.username,
+        password=mqtt.password.get_secret_value() if mqtt.password else None,
+        version=mqtt.version,
+        ca_file=_text(mqtt.ca_file),
+        cert_file=_text(mqtt.cert_file),
+        key_file=_text(mqtt.key_file),
+        server_name=mqtt.server_name,
+        will=will,
+        subscriptions=topics.filters(),
+    )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _kept_instance(store: Store) -> str:
+    instance = store.get("instance")
+    if instance is None:
+        instance = secrets.token_hex(4)
+        with store.transaction():
+            store.put("instance", instance)
+    return str(instance)
+
+
+def _first_sendid(store: Store) -> int:
+    """Never behind unix time and never one that was used before (docs/contract.md §5)."""
+    wall = int(time.time())
+    reserved = store.get("sendids_reserved")
+    if reserved is None:
+        return wall + 2**20 + random.randrange(2**16)
+    return max(int(reserved), wall)
+
+
+def _rss_mb() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def _outline(datagram: bytes) -> str:
+    """The verb and its number: never the password, which may follow anywhere."""
+    words = datagram[:80].decode(errors="replace").replace(";", " ").split(maxsplit=2)
+    shown = words[:1] if words and ":" in words[0] else words[:2]
+    return f"{' '.join(shown)} ({len(datagram)} bytes)"

@@ -1,0 +1,112 @@
+"""What one batch of input brings about besides its rows: collected inside a transaction, carried out after it.
+
+A batch whose transaction fails is thrown away as a whole, so nothing here may have an effect of its own before that.
+"""
+
+import itertools
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from bridge.commands import Command
+from bridge.mqtt import Incoming
+from bridge.payloads import KINDS, encode, timestamp
+from bridge.store import OutboxRow
+
+OutboxEntry = tuple[str, str, int, bytes, bytes | None, float]
+
+
+class Run:
+    """One run of the bridge: what makes ids unique and gaps visible."""
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self.boot = f"{int(started):08x}{secrets.token_hex(2)}"
+        self.seq: dict[str, int] = {}
+        "The last sequence number of each topic."
+        self._ids = itertools.count(1)
+
+    def new_id(self) -> str:
+        """Unique among all runs."""
+        return f"{self.boot}-{next(self._ids)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An accepted command that a gateway, or the application, has to carry out."""
+
+    n: int
+    "Its number in the store."
+    target: str
+    command: Command
+
+
+@dataclass(slots=True)
+class Batch:
+    """The consequences of one batch of input."""
+
+    run: Run
+    at: float
+    "Unix time of everything in it."
+    outbox: list[OutboxEntry] = field(default_factory=list)
+    rows: list[OutboxRow] = field(default_factory=list)
+    "The outbox entries with their numbers, once they are written."
+    repeats: list[tuple[bytes, str, float]] = field(default_factory=list)
+    traffic: dict[str, dict[str, int]] = field(default_factory=dict)
+    orders: list[Order] = field(default_factory=list)
+    feed: set[str] = field(default_factory=set)
+    "Lines that may have something to send, and the time for it."
+    changed: set[str] = field(default_factory=set)
+    "Lines whose state changed."
+    availability: dict[str, bool] = field(default_factory=dict)
+    jobs: set[str] = field(default_factory=set)
+    "Jobs whose counts changed."
+    sms_last: dict[str, tuple[str | None, str]] = field(default_factory=dict)
+    "Sender and text of the last inbound SMS, by line."
+    emptied: list[str] = field(default_factory=list)
+    "Retained commands to be removed from the broker."
+    acknowledge: list[Incoming] = field(default_factory=list)
+    answered: list[int] = field(default_factory=list)
+    "Commands that got their result."
+    refresh: set[str] = field(default_factory=set)
+    "Lines whose retained state is to be published again; `*` is all."
+    _seq: dict[str, int] = field(default_factory=dict)
+
+    def fact(self, topic: str, payload_class: type, /, **fields: Any) -> None:
+        """Publish a fact."""
+        payload = payload_class(
+            id=self.run.new_id(), at=timestamp(self.at), boot=self.run.boot, seq=self.next_seq(topic), **fields
+        )
+        self.put(topic, payload_class, encode(payload))
+
+    def event(self, topic: str, payload_class: type, event_type: str, fields: dict[str, Any]) -> None:
+        """Publish a fact whose fields depend on its type."""
+        payload = payload_class(
+            id=self.run.new_id(),
+            at=timestamp(self.at),
+            boot=self.run.boot,
+            seq=self.next_seq(topic),
+            event_type=event_type,
+        )
+        body = encode(payload)
+        self.put(topic, payload_class, body[:-1] + b"," + encode(fields)[1:] if fields else body)
+
+    def put(self, topic: str, payload_class: type, body: bytes, correlation: bytes | None = None) -> None:
+        """Append a message to the outbox."""
+        kind = KINDS[payload_class]
+        self.outbox.append((topic, kind.schema, kind.expiry_s, body, correlation, self.at))
+
+    def count(self, line: str, what: str) -> None:
+        """Add one to a line's traffic."""
+        counts = self.traffic.setdefault(line, {})
+        counts[what] = counts.get(what, 0) + 1
+
+    def next_seq(self, topic: str) -> int:
+        """The next sequence number of a topic."""
+        number = (self._seq.get(topic) or self.run.seq.get(topic, 0)) + 1
+        self._seq[topic] = number
+        return number
+
+    def committed(self) -> None:
+        """The transaction is on disk: the sequence numbers are used."""
+        self.run.seq.update(self._seq)

@@ -1,0 +1,218 @@
+"""What the protocol core tells its owner: facts that must be durable before any answer leaves.
+
+`line` is the line's name in the configuration. Times are the owner's business: an event happened when it was taken.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LineOnline:
+    """A line was heard for the first time, or again."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineOffline:
+    """A line was not heard for `Timing.offline` seconds."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineMoved:
+    """Where a line is and how far its keepalives counted; worth keeping over a restart."""
+
+    line: str
+    address: Address
+    count: int
+    reboots: int
+
+
+@dataclass(frozen=True, slots=True)
+class LineChanged:
+    """Something a line's state shows has changed."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineReady:
+    """The line can take a bulk session."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRebooted:
+    """The keepalive count started again (§3)."""
+
+    line: str
+    address: Address
+    reboots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unauthenticated:
+    """A datagram that got no answer: an id that is not configured, a wrong password or a forbidden network."""
+
+    id: str
+    "The id as claimed by the sender."
+    line: str | None
+    "The configured line of that id."
+    address: Address
+    reason: str
+    "`unknown`, `password` or `network`."
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A new event of the box: the key by which its repeats are known."""
+
+    line: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SmsReceived:
+    """An inbound SMS."""
+
+    line: str
+    recvid: int
+    srcnum: str
+    text: str
+    raw: bytes | None
+    "The bytes of the text, when they had to be sanitised."
+    smscnum: str | None
+    senttime: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SmsSending:
+    """A SEND is about to leave: the journal entry. From here on the SMS may be on the air."""
+
+    line: str
+    msg: int
+    sendid: int
+    telid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SmsSent:
+    """The gateway says the network took the SMS."""
+
+    line: str
+    msg: int
+    sms_no: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SmsFailed:
+    """The gateway says the SMS was not sent. `code` is None when there is only a text."""
+
+    line: str
+    msg: int
+    code: int | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SmsUnknown:
+    """An SMS that left and whose outcome can't be known now. `evidence`: `silence` or `session_lost`."""
+
+    line: str
+    msg: int
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class SmsRequeued:
+    """Certainly not sent, for a reason that may pass."""
+
+    line: str
+    msg: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SmsExpired:
+    """Its time was over before its first SEND."""
+
+    line: str
+    msg: int
+
+
+@dataclass(frozen=True, slots=True)
+class SmsReport:
+    """A delivery report (§5)."""
+
+    line: str
+    sms_no: int | None
+    state: int | None
+    number: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallEvent:
+    """A step of a call: `ringing dialing answered ended recorded`."""
+
+    line: str
+    event_type: str
+    number: str | None = None
+    direction: str | None = None
+    duration_s: float | None = None
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UssdEvent:
+    """USSD text, error or timeout; `token` and `code` are None when the network began."""
+
+    line: str
+    event_type: str
+    token: int | None
+    code: str | None
+    text: str | None
+    exit: bool = False
+    late: bool = False
+    "The answer came after the command had been given up."
+
+
+@dataclass(frozen=True, slots=True)
+class LineEvent:
+    """Any other event of the box: `remain expiry cells bcch cellinfo cgatt` or an unknown kind."""
+
+    line: str
+    event_type: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAnswered:
+    """A control command was answered. `ok` is the gateway's verdict, `text` its words."""
+
+    line: str
+    token: int
+    ok: bool
+    text: str
+    fields: Mapping[str, str] | None = None
+    cells: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTimedOut:
+    """A control command was not answered."""
+
+    line: str
+    token: int
+
+
+Event = (
+    LineOnline | LineOffline | LineMoved | LineChanged | LineReady | GatewayRebooted | Unauthenticated | Seen
+    | SmsReceived | SmsSending | SmsSent | SmsFailed | SmsUnknown | SmsRequeued | SmsExpired | SmsReport
+    | CallEvent | UssdEvent | LineEvent | RequestAnswered | RequestTimedOut
+)  # fmt: skip

@@ -1,0 +1,517 @@
+"""One line of a gateway: where it is, what it said, and what is under way on it.
+
+Called by `SmsServer` only, with messages that passed authentication.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bridge.goip import control, events, wire
+from bridge.goip.events import Address
+from bridge.goip.session import BulkSession, Phase, Recipient, Refusal
+from bridge.goip.timing import Timing
+
+MAX_REPEATS = 10_000
+"Remembered events of a line; far more than a box can send while it still repeats."
+
+CALL_STATES = {
+    "IDLE": "idle",
+    "IDEL": "idle",  # the document's own spelling in its list of values (§7.13)
+    "INCOMING": "ringing",
+    "DIALING": "dialing",
+    "ALERTING": "alerting",
+    "CONNECTED": "active",
+    "ACTIVE": "active",
+    "BUSY": "busy",
+}
+_IN_CALL = ("ringing", "dialing", "alerting", "active")
+
+
+class Output(Protocol):
+    """What a line needs of its server."""
+
+    timing: Timing
+    events: list[events.Event]
+    datagrams: list[tuple[bytes, Address]]
+
+    def new_sendid(self) -> int: ...
+    def await_answer(self, sendid: int, line: "Line") -> None: ...
+    def linger(self, line: str, sendid: int, open: dict[int, Recipient], now: float) -> None: ...
+
+
+@dataclass(slots=True)
+class Call:
+    """The channel's call as last told."""
+
+    state: str = "idle"
+    number: str | None = None
+    direction: str | None = None
+    since: float | None = None
+    "When `state` began."
+    answered_at: float | None = None
+    ongoing: bool = False
+    "A call began and its end was not told yet."
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """State of one line. Attributes are for reading; `SmsServer` alone calls the methods."""
+
+    name: str
+    goip_id: str
+    password: str
+    out: Output
+    address: Address | None = None
+    previous_address: Address | None = None
+    count: int | None = None
+    "The keepalive count believed last."
+    smaller_count: int | None = None
+    "A smaller count, seen once: a second one makes it a reboot (§2.1)."
+    reboots: int = 0
+    heard: float = 0.0
+    "When the line was last heard at its address, or when we began to listen."
+    ever_heard: bool = False
+    online: bool | None = None
+    "None until it is heard, or silent for `Timing.offline` after the start."
+    fields: dict[str, str] = field(default_factory=dict)
+    "The last keepalive, by lower-case name where the field is known."
+    call: Call = field(default_factory=Call)
+    exp_time: int | None = None
+    remain_time: int | None = None
+    "Outgoing minutes left; -1 is unlimited."
+    session: BulkSession | None = None
+    password_refused: bool = False
+    blocked_until: float | None = None
+    scheduled: float | None = None
+    "The server's: when its deadline heap will look at this line."
+    _backoff: float = 0.0
+    _seen: dict[bytes, float] = field(default_factory=dict)
+    _requests: dict[int, control.Request] = field(default_factory=dict)
+    _ussd: control.UssdDialogue | None = None
+    _ussd_waiting: deque[control.UssdDialogue] = field(default_factory=deque)
+    _ussd_late: dict[int, tuple[float, control.UssdDialogue]] = field(default_factory=dict)
+    _hangup_deadline: float | None = None
+    _hangup_ignored_until: float = 0.0
+    "A call that IDLE ended is not ended again by its late HANGUP."
+    _check_disabled: bool = False
+    _outgoing: list[bytes] = field(default_factory=list)
+
+    # -- what the owner asks
+
+    @property
+    def usable(self) -> bool:
+        """An order could reach the line: its address is known and it is not offline."""
+        return self.address is not None and self.online is not False
+
+    @property
+    def ready(self) -> bool:
+        """The line can take a bulk session now."""
+        return self.usable and self.session is None and self.blocked_until is None
+
+    @property
+    def disabled(self) -> bool:
+        """The module is switched off (§3, disable_status)."""
+        return self.fields.get("disable_status") == "1"
+
+    @property
+    def requests(self) -> int:
+        """Control commands under way."""
+        return len(self._requests)
+
+    @property
+    def ussd_dialogues(self) -> int:
+        """USSD codes under way or waiting for their turn."""
+        return (self._ussd is not None) + len(self._ussd_waiting)
+
+    def send_sms(self, text: str, recipients: Sequence[Recipient], now: float) -> None:
+        """Begin a bulk session. The line must be `ready`."""
+        assert self.session is None
+        sendid = self.out.new_sendid()
+        self.session = BulkSession(
+            line=self.name,
+            sendid=sendid,
+            password=self.password,
+            text=text,
+            recipients=recipients,
+            timing=self.out.timing,
+            events=self.out.events,
+            datagrams=self._outgoing,
+            now=now,
+        )
+        self.out.await_answer(sendid, self)
+        self._flush()
+
+    def request(
+        self, token: int | None, operation: control.Operation, now: float, timeout: float | None = None
+    ) -> None:
+        """Send a control command."""
+        sendid = self.out.new_sendid()
+        datagram = wire.encode_command(
+            operation.verb, sendid, operation.arguments, self.password, password_first=operation.password_first
+        )
+        timing = self.out.timing
+        wait = timeout or (timing.resend * timing.request_transmissions if operation.once else timing.resend)
+        self._requests[sendid] = control.Request(token, operation, sendid, datagram, now + wait)
+        self.out.await_answer(sendid, self)
+        self._outgoing.append(datagram)
+        self._flush()
+
+    def ussd(self, token: int, code: str, timeout: float, now: float) -> None:
+        """Send a USSD code, or line it up behind the one under way."""
+        self._ussd_waiting.append(control.UssdDialogue(token, code, timeout))
+        self._next_ussd(now)
+
+    # -- what the gateway says
+
+    def receive_keepalive(self, message: wire.Keepalive, address: Address, now: float) -> None:
+        """Take an authenticated keepalive (§3); one that is not believed changes nothing."""
+        continues = address == self.address and self.count is not None and message.count > self.count
+        if not continues and not self._believe(message.count, address, now):
+            return
+        self.count = message.count
+        self.smaller_count = None
+        self.heard = now
+        if message.fields != self.fields:
+            self._take_fields(dict(message.fields), now)
+        if not self.online:
+            self.online = self.ever_heard = True
+            self.out.events.append(events.LineOnline(self.name))
+            self._become_ready()
+
+    def _believe(self, count: int, address: Address, now: float) -> bool:
+        """Whether to follow a keepalive that does not simply continue the last one; moves and reboots happen here."""
+        if self.address is not None and self.count is not None and count <= self.count:
+            silent = now - self.heard >= self.out.timing.offline
+            if count == self.count or (address != self.address and not silent):
+                return False  # a copy, or the replay of an old keepalive from elsewhere
+            if count > 3 and not silent and (self.smaller_count is None or count <= self.smaller_count):
+                self.smaller_count = count
+                return False
+            self._rebooted(address, now)
+        if address != self.address:
+            self.previous_address, self.address = self.address, address
+            self.out.events.append(events.LineChanged(self.name))
+        self.out.events.append(events.LineMoved(self.name, address, count, self.reboots))
+        return True
+
+    def _rebooted(self, address: Address, now: float) -> None:
+        self.reboots += 1
+        self.out.events.append(events.GatewayRebooted(self.name, address, self.reboots))
+        if self.session is not None:
+            self.session.abandon(now)
+            self._after_session(now)
+
+    def _take_fields(self, fields: dict[str, str], now: float) -> None:
+        before, self.fields = self.fields, fields
+        self.out.events.append(events.LineChanged(self.name))
+        if fields.get("gsm_status") == "LOGIN" != before.get("gsm_status") and self.blocked_until is not None:
+            self.blocked_until = now  # what the line was refused for has probably passed
+        if (minutes := wire.integer(fields.get("remain_time"))) is not None:
+            self.remain_time = minutes
+        if "voip_state" in fields:
+            state, _, number = fields["voip_state"].partition(":")
+            self._call_state(state.strip().upper(), number, now)
+        if self._check_disabled and "disable_status" in fields:
+            self._check_disabled = False
+            if not self.disabled:  # this firmware follows the English document: 2 disables (§8)
+                self.request(None, control.Operation(verb="module_ctl_i", arguments=("2",)), now)
+
+    def receive_event(self, message: wire.Event, data: bytes, address: Address, now: float) -> bool:
+        """Take an authenticated event; true when it is to be acknowledged, which a repeat is again."""
+        if address == self.address:
+            self.heard = now
+        if isinstance(message, wire.AtTrace):
+            return False
+        key = hashlib.blake2b(data, digest_size=12, salt=self.reboots.to_bytes(8, "big")).digest()
+        if not self.remember(key, now):
+            return True
+        self.out.events.append(events.Seen(self.name, key))
+        self._dispatch(message, now)
+        return True
+
+    def remember(self, key: bytes, now: float) -> bool:
+        """Note an event's key; false when it is already known (§6.3)."""
+        seen = self._seen
+        if now - seen.get(key, -1e9) < self.out.timing.repeats:
+            return False
+        while seen:
+            oldest = next(iter(seen))
+            if len(seen) < MAX_REPEATS and now - seen[oldest] < self.out.timing.repeats:
+                break
+            del seen[oldest]
+        seen[key] = now
+        return True
+
+    def _dispatch(self, message: wire.Event, now: float) -> None:
+        out, name = self.out.events, self.name
+        match message:
+            case wire.Receive():
+                raw = message.raw if message.damaged else None
+                out.append(
+                    events.SmsReceived(
+                        name, message.recvid, message.srcnum, message.text, raw, message.smscnum, message.senttime
+                    )
+                )
+            case wire.Deliver():
+                out.append(events.SmsReport(name, message.sms_no, message.state, message.num))
+            case wire.State():
+                self._call_state(message.state, message.number, now)
+            case wire.Record():
+                direction = {1: "in", 2: "out"}.get(message.dir or 0)
+                if self.call.ongoing and self.call.direction is None:
+                    self.call.direction = direction
+                out.append(events.CallEvent(name, "recorded", message.num or None, direction))
+            case wire.Hangup():
+                if self.call.ongoing or now >= self._hangup_ignored_until:
+                    self._end_call(message.num or None, message.cause or None, now)
+            case wire.Ussn():
+                out.append(events.UssdEvent(name, "reply", None, None, message.text))
+            case wire.Remain():
+                self.remain_time = message.minutes
+                unlimited = message.minutes == -1
+                minutes = None if unlimited else message.minutes
+                out.append(events.LineEvent(name, "remain", {"remain_time_min": minutes, "unlimited": unlimited}))
+                out.append(events.LineChanged(name))
+            case wire.Expiry():
+                out.append(events.LineEvent(name, "expiry", {"exp": message.exp}))
+            case wire.Cells():
+                out.append(events.LineEvent(name, "cells", {"cells": list(message.cells)}))
+                self._cells(message.cells)
+            case wire.Bcch():
+                out.append(events.LineEvent(name, "bcch", {"bcch": list(message.bcch)}))
+            case wire.CellInfo():
+                out.append(events.LineEvent(name, "cellinfo", {"info": message.info}))
+            case wire.Cgatt():
+                out.append(events.LineEvent(name, "cgatt", {"cgatt": message.attached}))
+            case wire.OtherEvent():
+                fields = {"kind": message.kind, "fields": dict(message.fields), "raw": message.raw}
+                out.append(events.LineEvent(name, message.kind.lower(), fields))
+
+    def receive_answer(self, sendid: int, message: wire.Message, now: float) -> None:
+        """Take a message that answers something of ours."""
+        if self.session is not None and sendid == self.session.sendid:
+            self.session.receive(message, now)
+            self._after_session(now)
+        elif request := self._requests.get(sendid):
+            self._answered(request, message, now)
+        elif self._ussd is not None and sendid == self._ussd.sendid:
+            self._ussd_answered(self._ussd, message, now, late=False)
+        elif late := self._ussd_late.pop(sendid, None):
+            self._ussd_answered(late[1], message, now, late=True)
+
+    def awaits(self, sendid: int) -> bool:
+        """Whether an answer with this sendid still means something."""
+        return (
+            (self.session is not None and sendid == self.session.sendid)
+            or sendid in self._requests
+            or (self._ussd is not None and sendid == self._ussd.sendid)
+            or sendid in self._ussd_late
+        )
+
+    # -- time
+
+    def deadline(self) -> float | None:
+        """When `handle_timer` has something to do."""
+        candidates = [] if self.online is False else [self.heard + self.out.timing.offline]
+        if self.session is not None and self.session.deadline is not None:
+            candidates.append(self.session.deadline)
+        if self.blocked_until is not None:
+            candidates.append(self.blocked_until)
+        if self._hangup_deadline is not None:
+            candidates.append(self._hangup_deadline)
+        if self._ussd is not None:
+            candidates.append(self._ussd.deadline)
+        if self._requests:
+            candidates.extend(request.deadline for request in self._requests.values())
+        return min(candidates, default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Act on everything that is due."""
+        if self.session is not None:
+            self.session.handle_timer(now)
+            self._after_session(now)
+        for request in [r for r in self._requests.values() if now >= r.deadline]:
+            self._request_due(request, now)
+        if self._ussd is not None and now >= self._ussd.deadline:
+            self._ussd_timed_out(self._ussd, now)
+        if self._hangup_deadline is not None and now >= self._hangup_deadline:
+            self._hangup_ignored_until = now + 12 * self.out.timing.hangup
+            self._end_call(None, None, now)
+        if self.online is not False and now - self.heard >= self.out.timing.offline:
+            self.online = False
+            self.out.events.append(events.LineOffline(self.name))
+        if self.blocked_until is not None and now >= self.blocked_until:
+            self.blocked_until = None
+            self._become_ready()
+
+    # -- bulk sessions
+
+    def _after_session(self, now: float) -> None:
+        """Move the session's datagrams out, and put it aside when it is over."""
+        self._flush()
+        session = self.session
+        if session is None:
+            return
+        if session.authenticated and (self._backoff or self.password_refused):
+            self._backoff = 0.0
+            self._set_password_refused(False)
+        if session.phase is not Phase.CLOSED:
+            return
+        self.session = None
+        self.out.linger(self.name, session.sendid, session.open, now)
+        self._set_password_refused(self.password_refused or session.refusal is Refusal.PASSWORD)
+        if session.refusal in (Refusal.REFUSED, Refusal.SILENT, Refusal.PASSWORD):
+            timing = self.out.timing
+            self._backoff = min(self._backoff * 2 or timing.backoff, timing.backoff_max)
+            self.blocked_until = now + self._backoff
+        self._become_ready()
+
+    def _set_password_refused(self, refused: bool) -> None:
+        if refused is not self.password_refused:
+            self.password_refused = refused
+            self.out.events.append(events.LineChanged(self.name))
+
+    def _become_ready(self) -> None:
+        if self.ready:
+            self.out.events.append(events.LineReady(self.name))
+
+    def _flush(self) -> None:
+        if self._outgoing:
+            assert self.address is not None
+            self.out.datagrams.extend((datagram, self.address) for datagram in self._outgoing)
+            self._outgoing.clear()
+
+    # -- control commands
+
+    def _answered(self, request: control.Request, message: wire.Message, now: float) -> None:
+        answer = control.interpret(request.operation, message)
+        if answer is None or request.cells:
+            return
+        if request.operation.done:
+            self._outgoing.append(wire.encode_done(request.sendid))
+            self._flush()
+        if request.operation.cells and answer.ok:
+            request.cells = True
+            request.deadline = now + self.out.timing.cells
+            return
+        del self._requests[request.sendid]
+        self._check_disabled = self._check_disabled or (request.operation.disable and answer.ok)
+        if answer.fields is not None:
+            self._take_gsm_values(answer.fields)
+        elif answer.ok and request.operation.verb in ("get_exp_time", "get_remain_time"):
+            self._take_gsm_values({request.operation.verb: answer.text})
+        if request.token is not None:
+            self.out.events.append(
+                events.RequestAnswered(self.name, request.token, answer.ok, answer.text, answer.fields)
+            )
+
+    def _take_gsm_values(self, fields: dict[str, str]) -> None:
+        self.exp_time = wire.integer(fields.get("get_exp_time", str(self.exp_time)))
+        self.remain_time = wire.integer(fields.get("get_remain_time", str(self.remain_time)))
+        self.out.events.append(events.LineChanged(self.name))
+
+    def _cells(self, cells: tuple[int, ...]) -> None:
+        for request in [r for r in self._requests.values() if r.operation.cells]:
+            del self._requests[request.sendid]
+            if request.token is not None:
+                self.out.events.append(events.RequestAnswered(self.name, request.token, True, "", cells=cells))
+
+    def _request_due(self, request: control.Request, now: float) -> None:
+        timing = self.out.timing
+        if request.operation.once or request.cells or request.transmissions >= timing.request_transmissions:
+            del self._requests[request.sendid]
+            if request.token is not None:
+                self.out.events.append(events.RequestTimedOut(self.name, request.token))
+            return
+        request.transmissions += 1
+        request.deadline = now + timing.resend
+        self._outgoing.append(request.datagram)
+        self._flush()
+
+    # -- USSD
+
+    def _next_ussd(self, now: float) -> None:
+        if self._ussd is not None or not self._ussd_waiting:
+            return
+        dialogue = self._ussd = self._ussd_waiting.popleft()
+        dialogue.sendid = self.out.new_sendid()
+        dialogue.deadline = now + dialogue.timeout
+        self.out.await_answer(dialogue.sendid, self)
+        self._outgoing.append(
+            wire.encode_command("USSD", dialogue.sendid, (dialogue.code,), self.password, password_first=True)
+        )
+        self._flush()
+
+    def _ussd_answered(self, dialogue: control.UssdDialogue, message: wire.Message, now: float, *, late: bool) -> None:
+        event_type: str
+        words: str | None
+        match message:
+            case wire.Reply(verb="USSD", text=text) if text.strip() == "USSD send failed!":  # an error in disguise (§9)
+                event_type, words, exit = "error", text, False
+            case wire.Reply(verb="USSD", text=text):
+                event_type, words, exit = "reply", text, False
+            case wire.Reply(verb="USSDEXIT"):
+                event_type, words, exit = "reply", None, True
+            case wire.Reply(verb="USSDERROR", text=text) | wire.Error(text=text):
+                event_type, words, exit = "error", text, False
+            case _:
+                return
+        self.out.events.append(
+            events.UssdEvent(self.name, event_type, dialogue.token, dialogue.code, words, exit, late)
+        )
+        if not late:
+            self._ussd = None
+            self._next_ussd(now)
+
+    def _ussd_timed_out(self, dialogue: control.UssdDialogue, now: float) -> None:
+        self.out.events.append(events.UssdEvent(self.name, "timeout", dialogue.token, dialogue.code, None))
+        self._ussd_late = {s: late for s, late in self._ussd_late.items() if now < late[0]}
+        self._ussd_late[dialogue.sendid] = (now + self.out.timing.evidence, dialogue)
+        self._ussd = None
+        self._next_ussd(now)
+
+    # -- calls (§7.13)
+
+    def _call_state(self, wire_state: str, number: str, now: float) -> None:
+        state = CALL_STATES.get(wire_state)
+        call = self.call
+        if state is None or (state == call.state and (not number or number == call.number)):
+            return
+        if state == "idle":
+            if call.ongoing:
+                self._hangup_deadline = now + self.out.timing.hangup
+        elif state in ("ringing", "dialing"):
+            if call.ongoing:
+                self._end_call(None, None, now)
+            direction = "in" if state == "ringing" else "out"
+            call = self.call = Call(number=number or None, direction=direction, ongoing=True)
+            self.out.events.append(events.CallEvent(self.name, state, call.number, direction))
+        elif state == "active":
+            call.ongoing = True
+            call.number = number or call.number
+            if call.answered_at is None:
+                call.answered_at = now
+                self.out.events.append(events.CallEvent(self.name, "answered", call.number, call.direction))
+        else:
+            call.number = number or call.number
+            call.ongoing = call.ongoing or state in _IN_CALL
+        call.state, call.since = state, now
+        if state != "idle":
+            self._hangup_deadline = None
+        self.out.events.append(events.LineChanged(self.name))
+
+    def _end_call(self, number: str | None, cause: str | None, now: float) -> None:
+        call, self.call = self.call, Call(since=now)
+        self._hangup_deadline = None
+        if call.answered_at is not None:
+            end = call.since if call.state == "idle" and call.since is not None else now
+            duration: float | None = round(end - call.answered_at, 1)
+        else:
+            duration = 0.0 if call.ongoing else None
+        self.out.events.append(
+            events.CallEvent(self.name, "ended", number or call.number, call.direction, duration, cause)
+        )
+        self.out.events.append(events.LineChanged(self.name))

@@ -1,0 +1,309 @@
+"""The SMS server as a protocol core: datagrams and time in, events and datagrams out.
+
+`SmsServer` is the only door. The owner commits `take_events()` durably before it sends `take_datagrams()`; that order
+is what makes an acknowledgement a promise. No clock, no socket, no thread.
+"""
+
+import hmac
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from bridge.goip import control, events, wire
+from bridge.goip.events import Address
+from bridge.goip.line import Line
+from bridge.goip.session import Recipient, settle
+from bridge.goip.timing import Timing
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineConfig:
+    """What the core must know of a line beforehand."""
+
+    name: str
+    goip_id: str
+    "The id the box registers with."
+    password: str
+    allow_from: tuple[Network, ...] = ()
+    "Networks the line may come from; empty: any."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineMemory:
+    """What is worth remembering of a line over a restart."""
+
+    address: Address
+    count: int
+    reboots: int
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Datagrams since the start."""
+
+    received: int = 0
+    malformed: int = 0
+    unauthorized: int = 0
+    unmatched: int = 0
+    "Answers to nothing we asked, or from elsewhere than the line."
+
+
+@dataclass(slots=True)
+class _Ended:
+    """A session that is over while some of its outcomes may still come."""
+
+    line: str
+    open: dict[int, Recipient]
+    until: float
+
+
+@dataclass(slots=True)
+class _Registered:
+    """A configured line and its key."""
+
+    line: Line
+    password: bytes
+    networks: tuple[Network, ...]
+    allowed_host: str | None = None
+    "The host that was found in `networks` last; checking costs more than comparing."
+
+    def allows(self, host: str) -> bool:
+        if not self.networks or host == self.allowed_host:
+            return True
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if address.version == 6 and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        if any(address.version == network.version and address in network for network in self.networks):
+            self.allowed_host = host
+            return True
+        return False
+
+
+_NOBODY = b"\0"
+
+
+class SmsServer:
+    """All lines of all gateways. Implements `bridge.goip.line.Output`."""
+
+    def __init__(self, lines: Iterable[LineConfig], timing: Timing, *, next_sendid: int, now: float) -> None:
+        self.timing = timing
+        self.events: list[events.Event] = []
+        self.datagrams: list[tuple[bytes, Address]] = []
+        self.counters = Counters()
+        self.next_sendid = next_sendid
+        self._by_goip_id: dict[str, _Registered] = {}
+        self._by_name: dict[str, _Registered] = {}
+        self._answers: dict[int, Line] = {}
+        self._ended: dict[int, _Ended] = {}
+        self._heap: list[tuple[float, int, Line]] = []
+        self._heap_order = 0
+        self.configure(lines, now)
+
+    def configure(self, lines: Iterable[LineConfig], now: float) -> None:
+        """Take over the configured lines; those that stay keep their state, those that are gone are forgotten."""
+        before, self._by_name, self._by_goip_id = self._by_name, {}, {}
+        for config in lines:
+            known = before.pop(config.name, None)
+            if known is not None and known.line.goip_id == config.goip_id:
+                line = known.line
+                line.password = config.password
+            else:
+                line = Line(config.name, config.goip_id, config.password, self, heard=now)
+            registered = _Registered(line, config.password.encode(), config.allow_from)
+            self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
+            self._schedule(line)
+        gone = {id(registered.line) for registered in before.values()}
+        self._answers = {sendid: line for sendid, line in self._answers.items() if id(line) not in gone}
+
+    # -- input
+
+    def receive_datagram(self, data: bytes, address: Address, now: float) -> str | None:
+        """Take one datagram. Returns why it was dropped, or None; never raises for anything a sender can do."""
+        self.counters.received += 1
+        try:
+            message = wire.decode(data)
+        except wire.WireError as error:
+            self.counters.malformed += 1
+            return str(error)
+        match message:
+            case wire.Keepalive():
+                return self._keepalive(message, len(data), address, now)
+            case wire.Event():
+                return self._event(message, data, address, now)
+            case _:
+                return self._answer(message, address, now)
+
+    def handle_timer(self, now: float) -> None:
+        """Act on everything that is due at `now`."""
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            when, _, line = heappop(heap)
+            if line.scheduled != when:
+                continue  # rescheduled since
+            line.scheduled = None
+            registered = self._by_name.get(line.name)
+            if registered is None or registered.line is not line:
+                continue  # no longer configured
+            line.handle_timer(now)
+            self._schedule(line)
+
+    def send_sms(self, name: str, text: str, recipients: Sequence[Recipient], now: float) -> None:
+        """Begin a bulk session on a line that is `ready`."""
+        line = self._by_name[name].line
+        line.send_sms(text, recipients, now)
+        self._schedule(line)
+
+    def request(
+        self, name: str, token: int | None, operation: control.Operation, now: float, timeout: float | None = None
+    ) -> None:
+        """Send a control command; answered by `RequestAnswered` or `RequestTimedOut`."""
+        line = self._by_name[name].line
+        line.request(token, operation, now, timeout)
+        self._schedule(line)
+
+    def ussd(self, name: str, token: int, code: str, timeout: float, now: float) -> None:
+        """Send or queue a USSD code; answered by `UssdEvent`."""
+        line = self._by_name[name].line
+        line.ussd(token, code, timeout, now)
+        self._schedule(line)
+
+    # -- what survives a restart
+
+    def restore_line(self, name: str, memory: LineMemory) -> None:
+        """Use an address from before the restart until the line is heard."""
+        if registered := self._by_name.get(name):
+            line = registered.line
+            line.address, line.count = memory.address, memory.count
+            line.reboots, line.fields = memory.reboots, memory.fields
+
+    def restore_repeat(self, name: str, key: bytes, now: float) -> None:
+        """Remember an event of before the restart, so that its repeats are known."""
+        if registered := self._by_name.get(name):
+            registered.line.remember(key, now)
+
+    def restore_session(self, name: str, sendid: int, open: dict[int, Recipient], now: float) -> None:
+        """Keep matching the late answers of a session of before the restart."""
+        self.linger(name, sendid, open, now)
+
+    # -- output
+
+    def deadline(self) -> float | None:
+        """When `handle_timer` must be called, at the latest."""
+        return self._heap[0][0] if self._heap else None
+
+    def take_events(self) -> list[events.Event]:
+        """What happened since the last call."""
+        taken, self.events = self.events, []
+        return taken
+
+    def take_datagrams(self) -> list[tuple[bytes, Address]]:
+        """What is to be sent, once the events taken before are durable."""
+        taken, self.datagrams = self.datagrams, []
+        return taken
+
+    def line(self, name: str) -> Line | None:
+        """A configured line, for reading."""
+        registered = self._by_name.get(name)
+        return registered.line if registered else None
+
+    @property
+    def lines(self) -> Iterable[Line]:
+        """All configured lines, for reading."""
+        return (registered.line for registered in self._by_name.values())
+
+    # -- for the lines (`Output`)
+
+    def new_sendid(self) -> int:
+        """A number never used before for anything we start (§2.1)."""
+        sendid, self.next_sendid = self.next_sendid, self.next_sendid + 1
+        return sendid
+
+    def await_answer(self, sendid: int, line: Line) -> None:
+        """Route answers with this sendid to the line."""
+        self._answers[sendid] = line
+        if len(self._answers) > 16 * len(self._by_name) + 1024:
+            self._forget_answered()
+
+    def linger(self, line: str, sendid: int, open: dict[int, Recipient], now: float) -> None:
+        """Keep matching late answers of an ended session for `Timing.evidence` seconds (§4.3)."""
+        while self._ended and next(iter(self._ended.values())).until <= now:
+            del self._ended[next(iter(self._ended))]
+        if open:
+            self._ended[sendid] = _Ended(line, open, now + self.timing.evidence)
+            if registered := self._by_name.get(line):
+                self._answers[sendid] = registered.line
+
+    # -- one datagram
+
+    def _keepalive(self, message: wire.Keepalive, size: int, address: Address, now: float) -> str | None:
+        registered = self._authenticate(message.id, message.password, address)
+        if registered is None:
+            return "not authenticated"
+        self._reply(wire.encode_registered(message.count), size, address)
+        registered.line.receive_keepalive(message, address, now)
+        self._schedule(registered.line)
+        return None
+
+    def _event(self, message: wire.Event, data: bytes, address: Address, now: float) -> str | None:
+        registered = self._authenticate(message.id, message.password, address)
+        if registered is None:
+            return "not authenticated"
+        if registered.line.receive_event(message, data, address, now):
+            self._reply(wire.encode_ack(message.kind, message.recvid), len(data), address)
+        self._schedule(registered.line)
+        return None
+
+    def _answer(self, message: wire.Message, address: Address, now: float) -> str | None:
+        sendid: int = message.sendid  # type: ignore[union-attr]  # every message but keepalives and events has one
+        line = self._answers.get(sendid)
+        if line is None or address not in (line.address, line.previous_address):
+            self.counters.unmatched += 1
+            return "answers nothing that was asked" if line is None else "an answer from elsewhere"
+        if ended := self._ended.get(sendid):
+            if isinstance(message, wire.SubmitOk | wire.SubmitError):
+                settle(ended.line, ended.open, message, self.events)
+        else:
+            line.receive_answer(sendid, message, now)
+            self._schedule(line)
+        return None
+
+    def _authenticate(self, goip_id: str, password: str, address: Address) -> _Registered | None:
+        registered = self._by_goip_id.get(goip_id)
+        # An unknown id costs the same comparison as a known one.
+        expected = registered.password if registered else _NOBODY
+        good = hmac.compare_digest(password.encode(errors="replace"), expected)
+        if registered is None:
+            reason = "unknown"
+        elif not good:
+            reason = "password"
+        elif not registered.allows(address[0]):
+            reason = "network"
+        else:
+            return registered
+        self.counters.unauthorized += 1
+        line = registered.line.name if registered else None
+        self.events.append(events.Unauthenticated(goip_id, line, address, reason))
+        return None
+
+    def _reply(self, reply: bytes, request_size: int, address: Address) -> None:
+        if len(reply) <= request_size:  # never an amplifier, whatever the request was
+            self.datagrams.append((reply, address))
+
+    # -- timers
+
+    def _schedule(self, line: Line) -> None:
+        deadline = line.deadline()
+        if deadline is None or (line.scheduled is not None and line.scheduled <= deadline):
+            return
+        line.scheduled = deadline
+        self._heap_order += 1
+        heappush(self._heap, (deadline, self._heap_order, line))
+
+    def _forget_answered(self) -> None:
+        self._answers = {
+            sendid: line for sendid, line in self._answers.items() if sendid in self._ended or line.awaits(sendid)
+        }

@@ -1,0 +1,251 @@
+"""One bulk SMS session with a line: MSG, PASSWORD, SEND … DONE (docs/protocol.md §4).
+
+Sans-IO: messages and time in; events and datagrams are appended to the two lists it was given.
+A session never lies about a number: once its SEND has left, the number ends as sent, failed or unknown, and goes
+back to the queue only on proof that the box did nothing with it (§4.3).
+"""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bridge.goip import events, wire
+from bridge.goip.timing import Timing
+
+
+class Phase(enum.Enum):
+    """What was sent, and what is awaited."""
+
+    OPENING = "MSG sent"
+    AUTHENTICATING = "PASSWORD sent"
+    SUBMITTED = "SEND sent"
+    WAITING = "SEND accepted"
+    CLOSING = "DONE sent"
+    CLOSED = "over"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One number of a session."""
+
+    msg: int
+    "The owner's key of this SMS."
+    number: str
+    repeat: bool = True
+    "Whether an unanswered SEND may be repeated; false for at-most-once."
+    expires: float | None = None
+    "When it is too late for the first SEND."
+
+
+class Refusal(enum.Enum):
+    """Why a session ended early, for the line to decide on its pause."""
+
+    NONE = "ended as it should"
+    REFUSED = "refused for a reason that may pass"
+    SILENT = "no answer"
+    PASSWORD = "password refused"
+    LOST = "the box does not know the session"
+
+
+def settle(
+    line: str, open: dict[int, Recipient], message: wire.SubmitOk | wire.SubmitError, out: list[events.Event]
+) -> bool:
+    """Match an outcome with its number; false for one that is not awaited (a repeated push, §4.1)."""
+    recipient = open.pop(message.telid, None)
+    match message:
+        case _ if recipient is None:
+            return False
+        case wire.SubmitOk(sms_no=sms_no):
+            out.append(events.SmsSent(line, recipient.msg, sms_no))
+        case wire.SubmitError(code=code):
+            out.append(events.SmsFailed(line, recipient.msg, code, f"errorstatus:{code}"))
+    return True
+
+
+class BulkSession:
+    """One text to one or more numbers of one line."""
+
+    def __init__(
+        self,
+        *,
+        line: str,
+        sendid: int,
+        password: str,
+        text: str,
+        recipients: Sequence[Recipient],
+        timing: Timing,
+        events: list[events.Event],
+        datagrams: list[bytes],
+        now: float,
+    ) -> None:
+        self.line = line
+        self.sendid = sendid
+        self.phase = Phase.OPENING
+        self.refusal = Refusal.NONE
+        self.authenticated = False
+        self.open: dict[int, Recipient] = {}
+        "Numbers submitted whose outcome is not known yet, by telid: late answers are matched with it."
+        self._password = password
+        self._pending = list(recipients)
+        self._telid = 0
+        self._submitted_at = now
+        self._timing = timing
+        self._events = events
+        self._datagrams = datagrams
+        self._repeated = False
+        "Something of this session left more than once, so answers of an earlier phase may still come."
+        self._datagram = b""
+        self._transmissions = 0
+        self.deadline: float | None = None
+        self._transmit(wire.encode_msg(sendid, text), Phase.OPENING, now)
+
+    def receive(self, message: wire.Message, now: float) -> None:
+        """Take one message that carries this session's sendid."""
+        match self.phase, message:
+            case Phase.OPENING, wire.PasswordPrompt():
+                self._transmit(wire.encode_password(self.sendid, self._password), Phase.AUTHENTICATING, now)
+            case Phase.AUTHENTICATING, wire.PasswordPrompt():
+                # Our PASSWORD was lost, or this answers a repeated MSG: the box waits for it (§4.4).
+                if self._transmissions < self._timing.session_transmissions:
+                    self._repeat(now)
+            case Phase.AUTHENTICATING, wire.SendPrompt():
+                self.authenticated = True
+                self._submit_next(now)
+            case Phase.OPENING | Phase.AUTHENTICATING, wire.Error(text=text):
+                self._refused(text, now)
+            case Phase.SUBMITTED | Phase.WAITING, wire.SubmitWait(telid=telid) if telid == self._telid:
+                self.phase = Phase.WAITING
+                self.deadline = now + self._timing.wait
+            case _, wire.SubmitOk(telid=telid) | wire.SubmitError(telid=telid) if settle(
+                self.line, self.open, message, self._events
+            ):
+                self._settled(telid, now)
+            case Phase.SUBMITTED | Phase.WAITING, wire.Error(text=text):
+                self._error_after_submit(text, now)
+            case Phase.CLOSING, wire.Done() | wire.Error(text="SENDID"):
+                self._close()
+            case _:
+                pass  # a duplicate, or a late answer of a phase that is over
+
+    def handle_timer(self, now: float) -> None:
+        """Act on the deadline, if it has passed."""
+        if self.deadline is None or now < self.deadline:
+            return
+        match self.phase:
+            case Phase.OPENING | Phase.AUTHENTICATING:
+                if self._transmissions < self._timing.session_transmissions:
+                    self._repeat(now)
+                else:
+                    self._give_back(f"no answer to {self._verb()}", Refusal.SILENT, now)
+            case Phase.SUBMITTED if self._may_repeat_send():
+                self._repeat(now)
+                if not self._may_repeat_send():
+                    self.deadline = max(now, self._submitted_at + self._timing.wait)
+            case Phase.SUBMITTED | Phase.WAITING:
+                self._unknown("silence", now)
+            case Phase.CLOSING:  # repeated once: an unclosed session blocks a slot of the box for 90 s (§4.4)
+                self._datagrams.append(self._datagram)
+                self._close()
+            case Phase.CLOSED:
+                self.deadline = None
+
+    def abandon(self, now: float) -> None:
+        """The box rebooted: it knows nothing of this session any more."""
+        if self.phase in (Phase.SUBMITTED, Phase.WAITING):
+            self._events.append(events.SmsUnknown(self.line, self.open[self._telid].msg, "session_lost"))
+        self._pending.clear()  # nothing happened to them: they are still in the owner's queue
+        self.refusal = Refusal.LOST
+        self._close()
+
+    # -- steps
+
+    def _submit_next(self, now: float) -> None:
+        while self._pending and self._pending[0].expires is not None and self._pending[0].expires <= now:
+            self._events.append(events.SmsExpired(self.line, self._pending.pop(0).msg))
+        if not self._pending:
+            self._done(now)
+            return
+        recipient = self._pending.pop(0)
+        self._telid += 1
+        self.open[self._telid] = recipient
+        self._submitted_at = now
+        # The event is committed before the datagram leaves: the journal (§4.3).
+        self._events.append(events.SmsSending(self.line, recipient.msg, self.sendid, self._telid))
+        self._transmit(wire.encode_send(self.sendid, self._telid, recipient.number), Phase.SUBMITTED, now)
+        if not self._may_repeat_send():
+            self.deadline = now + self._timing.wait
+
+    def _may_repeat_send(self) -> bool:
+        repeat = self.open[self._telid].repeat
+        return repeat and self._transmissions < self._timing.session_transmissions
+
+    def _settled(self, telid: int, now: float) -> None:
+        if telid == self._telid and self.phase in (Phase.SUBMITTED, Phase.WAITING):
+            self._submit_next(now)
+
+    def _refused(self, text: str, now: float) -> None:
+        if text == "PASSWORD":
+            if self.phase is Phase.OPENING:
+                return  # nothing was asked for yet: not an answer to us
+            for recipient in self._pending:
+                self._events.append(events.SmsFailed(self.line, recipient.msg, None, "password refused"))
+            self._pending.clear()
+            self.refusal = Refusal.PASSWORD
+            self._done(now)  # the box waits for another PASSWORD or for DONE
+            return
+        self._give_back(text, Refusal.REFUSED, now)
+
+    def _error_after_submit(self, text: str, now: float) -> None:
+        words = text.split()
+        if words and words[0] == str(self._telid):  # ERROR sendid telid <words>: this number's own error, uncoded
+            self._events.append(events.SmsFailed(self.line, self.open.pop(self._telid).msg, None, text))
+            self._settled(self._telid, now)
+        elif text not in ("SENDID", "GSM_LOGOUT"):
+            pass  # too_many_sends_in_server, PASSWORD: late answers of the phases before
+        elif self.phase is Phase.SUBMITTED and not self._repeated:
+            # The one answer to the one SEND: the box did not take it (§4.3). Everything else would be a guess.
+            recipient = self.open.pop(self._telid)
+            self._pending.insert(0, recipient)
+            self._give_back(text, Refusal.REFUSED, now)
+        elif text == "SENDID":
+            self.refusal = Refusal.LOST
+            self._unknown("session_lost", now)
+
+    def _unknown(self, evidence: str, now: float) -> None:
+        self._events.append(events.SmsUnknown(self.line, self.open[self._telid].msg, evidence))
+        self._pending.clear()  # nothing happened to them: they are still in the owner's queue
+        self._done(now)
+
+    def _give_back(self, reason: str, refusal: Refusal, now: float) -> None:
+        for recipient in self._pending:
+            self._events.append(events.SmsRequeued(self.line, recipient.msg, reason))
+        self._pending.clear()
+        self.refusal = refusal
+        if self.phase is Phase.OPENING and refusal is Refusal.REFUSED and not self._repeated:
+            self._close()  # the box opened nothing, so there is nothing to end (§12.4)
+        else:
+            self._done(now)
+
+    def _done(self, now: float) -> None:
+        self._transmit(wire.encode_done(self.sendid), Phase.CLOSING, now)
+        self.deadline = now + self._timing.done
+
+    def _close(self) -> None:
+        self.phase = Phase.CLOSED
+        self.deadline = None
+
+    def _transmit(self, datagram: bytes, phase: Phase, now: float) -> None:
+        self.phase = phase
+        self._datagram = datagram
+        self._transmissions = 1
+        self._datagrams.append(datagram)
+        self.deadline = now + self._timing.resend
+
+    def _repeat(self, now: float) -> None:
+        self._repeated = True
+        self._transmissions += 1
+        self._datagrams.append(self._datagram)
+        self.deadline = now + self._timing.resend
+
+    def _verb(self) -> str:
+        return "MSG" if self.phase is Phase.OPENING else "PASSWORD"

@@ -1,0 +1,500 @@
+"""The wire format: datagrams to typed messages, and our answers and orders to datagrams.
+
+Decodes what a gateway sends, encodes what an SMS server sends. Pure functions; the only error is
+`WireError`. Section numbers refer to docs/protocol.md.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class WireError(Exception):
+    """A datagram that is not a message of the protocol. `args[0]` says why, without its contents."""
+
+
+# -- messages from the gateway -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """`req:` (§3). The field names known to us are lower case, unknown ones verbatim."""
+
+    count: int
+    id: str
+    password: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A message the box repeats until it is acknowledged (§5 to §7)."""
+
+    kind: str
+    recvid: int
+    id: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receive(Event):
+    """An inbound SMS (§6)."""
+
+    srcnum: str
+    text: str
+    raw: bytes
+    "The bytes of the msg field."
+    damaged: bool
+    "The bytes were not clean UTF-8, or held a NUL: `text` is sanitised."
+    smscnum: str | None
+    senttime: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver(Event):
+    """A delivery report (§5)."""
+
+    sms_no: int | None
+    state: int | None
+    num: str
+
+
+@dataclass(frozen=True, slots=True)
+class State(Event):
+    """The channel's call state changed (§7.13)."""
+
+    state: str
+    number: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Event):
+    """A call began (§7.2)."""
+
+    dir: int | None
+    num: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry(Event):
+    """Length of the call that ended (§7.3); the unit is not documented."""
+
+    exp: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Remain(Event):
+    """Outgoing minutes left, -1 unlimited (§7.4)."""
+
+    minutes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hangup(Event):
+    """A call ended (§7.5)."""
+
+    num: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cells(Event):
+    """Neighbour cells (§7.6)."""
+
+    cells: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CellInfo(Event):
+    """The cell registered on (§7.7)."""
+
+    info: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bcch(Event):
+    """Neighbour channels (§7.8)."""
+
+    bcch: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cgatt(Event):
+    """Packet service attached (§7.9)."""
+
+    attached: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ussn(Event):
+    """USSD text pushed by the network (§7.10)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class OtherEvent(Event):
+    """A kind this program does not know (§7.12): acknowledged and published as it is."""
+
+    fields: Mapping[str, str]
+    raw: str
+    "The datagram without the password."
+
+
+@dataclass(frozen=True, slots=True)
+class AtTrace(Event):
+    """A line of the AT tunnel (§7.11); never acknowledged."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordPrompt:
+    """`PASSWORD sendid`: the session is open (§4.1, 2a)."""
+
+    sendid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendPrompt:
+    """`SEND sendid`: authenticated (§4.1, 4a)."""
+
+    sendid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitWait:
+    """`WAIT sendid telid`: accepted, queued or being sent (§4.1, 6a)."""
+
+    sendid: int
+    telid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOk:
+    """`OK sendid telid [sms_no]`: sent to the network (§4.1, 6b)."""
+
+    sendid: int
+    telid: int
+    sms_no: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitError:
+    """`ERROR sendid telid errorstatus:n`: this number was not sent (§4.1, 6c)."""
+
+    sendid: int
+    telid: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """`DONE sendid`: end of a session confirmed (§4.1, 9)."""
+
+    sendid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """Any other `ERROR sendid …`: of a session or of a command (§2, rule 5)."""
+
+    sendid: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a control command or USSD: `verb sendid …` (§8, §9)."""
+
+    verb: str
+    sendid: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GsmValues:
+    """The answer to `GSM` (§8); it looks like an event and must not be acknowledged as one."""
+
+    sendid: int
+    fields: Mapping[str, str]
+
+
+Message = (
+    Keepalive
+    | Event
+    | PasswordPrompt
+    | SendPrompt
+    | SubmitWait
+    | SubmitOk
+    | SubmitError
+    | Done
+    | Error
+    | Reply
+    | GsmValues
+)
+
+# -- decoding ----------------------------------------------------------------------------------------
+
+MAX_KEEPALIVE = 4096
+"Bytes of a keepalive; real ones have about 300."
+MAX_MESSAGE = 16384
+"Bytes of any other message but RECEIVE, which is never dropped for its size."
+
+_KEEPALIVE_KEYS = {
+    key: key
+    for key in (
+        "id", "pass", "password", "num", "signal", "gsm_status", "voip_status", "voip_state", "remain_time",
+        "imei", "imsi", "iccid", "pro", "idle", "disable_status",
+    )
+} | {"CELLINFO": "cellinfo", "cellinfo": "cellinfo"}  # fmt: skip
+
+_REPLY_VERBS = frozenset(
+    (
+        "get_gsm_num", "set_gsm_num", "get_exp_time", "set_exp_time", "get_remain_time", "reset_remain_time",
+        "get_gsm_state", "svr_drop_call", "svr_reboot_module", "svr_reboot_dev", "get_imei", "set_imei",
+        "get_out_call_interval", "set_out_call_interval", "module_ctl_i", "module_ctl", "set_base_cell",
+        "get_cells_list", "CURCELL", "GSMERROR", "CFOK", "CFERROR", "CFSTATE", "CWOK", "CWERROR", "CWSTATE",
+        "USSD", "USSDERROR", "USSDEXIT", "ATSTART", "ATSTOP", "ATALIVE", "ATCMD",
+    )
+)  # fmt: skip
+_SESSION_VERBS = frozenset(("PASSWORD", "SEND", "WAIT", "OK", "ERROR", "DONE"))
+_KIND = re.compile(rb"[A-Za-z][A-Za-z0-9_]{0,31}:")
+_ERRORSTATUS = re.compile(r"(\d{1,10}) errorstatus:\s*(-?\d{1,10})", re.IGNORECASE)
+
+
+def decode(data: bytes) -> Message:
+    """Decode one datagram of a gateway. Raises `WireError`, and nothing else, for anything that is not a message."""
+    if data.startswith(b"req:"):
+        return _decode_keepalive(data)
+    if data.startswith(b"GSM:"):
+        return _decode_gsm(data)
+    if match := _KIND.match(data):
+        return _decode_event(data, match.end())
+    return _decode_words(data)
+
+
+def _decode_keepalive(data: bytes) -> Keepalive:
+    if len(data) > MAX_KEEPALIVE:
+        raise WireError("keepalive too long")
+    head, *pieces = _text(data).split(";")
+    fields: dict[str, str] = {}
+    for piece in pieces:
+        key, colon, value = piece.partition(":")
+        if colon:
+            fields[_KEEPALIVE_KEYS.get(key) or _KEEPALIVE_KEYS.get(key.lower(), key)] = value
+    password = fields.pop("pass", None)
+    other = fields.pop("password", None)
+    try:
+        id = fields.pop("id")
+    except KeyError:
+        raise WireError("keepalive without id") from None
+    return Keepalive(_count(head[4:]), id, password if password is not None else other or "", fields)
+
+
+def _decode_gsm(data: bytes) -> GsmValues:
+    if len(data) > MAX_MESSAGE:
+        raise WireError("message too long")
+    head, *pieces = _text(data).split(";")
+    return GsmValues(_sendid(head[4:]), _fields(pieces))
+
+
+def _decode_event(data: bytes, start: int) -> Event:
+    kind = data[: start - 1].decode("ascii").upper()
+    if kind != "RECEIVE" and len(data) > MAX_MESSAGE:
+        raise WireError("message too long")
+    # The free text comes last and may hold anything, so it is cut off before the rest is split (§2, rule 3).
+    header, free = _cut_free_text(data, b";receive:" if kind == "AT" else b";msg:")
+    head, *pieces = _text(header).split(";")
+    recvid = _recvid(head[start:])
+    fields = _fields(pieces)
+    id = fields.get("id")
+    if id is None:
+        raise WireError(f"{kind} without id")
+    common = (kind, recvid, id, fields.get("password", fields.get("pass", "")))
+    return _build_known(common, fields.get, free) or _build_other(common, pieces, free)
+
+
+def _build_known(common: tuple[str, int, str, str], get: Callable[..., Any], free: bytes | None) -> Event | None:
+    match common[0]:
+        case "RECEIVE":
+            raw = b"" if free is None else free.removesuffix(b"\n")
+            text, damaged = sanitise(raw)
+            return Receive(*common, get("srcnum", ""), text, raw, damaged, get("smscnum"), get("senttime"))
+        case "DELIVER":
+            return Deliver(*common, integer(get("sms_no")), integer(get("state")), get("num", ""))
+        case "STATE":
+            state, _, number = get("gsm_remain_state", "").partition(":")
+            return State(*common, state.strip().upper(), number)
+        case "RECORD":
+            return Record(*common, integer(get("dir")), get("num", ""))
+        case "EXPIRY":
+            return Expiry(*common, integer(get("exp")))
+        case "REMAIN":
+            return Remain(*common, integer(get("gsm_remain_time")))
+        case "HANGUP":  # `num:$n,cause:$text`: a comma, in one field (§7.5)
+            num, _, cause = get("num", "").partition(",cause:")
+            return Hangup(*common, num, (cause or get("cause", "")).strip(' "'))
+        case "CELLS":
+            return Cells(*common, _integers(get("lists")))
+        case "BCCH":
+            return Bcch(*common, _integers(get("bcch")))
+        case "CELLINFO":
+            return CellInfo(*common, get("info", "").strip('"'))
+        case "CGATT":
+            return Cgatt(*common, {"0": False, "N": False, "1": True, "Y": True}.get(get("cgatt", "").upper()))
+        case "USSN":
+            return Ussn(*common, sanitise(free or b"")[0])
+        case "AT":
+            return AtTrace(*common, sanitise(free or b"")[0])
+    return None
+
+
+def _build_other(common: tuple[str, int, str, str], pieces: list[str], free: bytes | None) -> OtherEvent:
+    if free is not None:
+        pieces = [*pieces, "msg:" + sanitise(free)[0]]
+    pieces = [piece for piece in pieces if not piece.lower().lstrip().startswith(("password:", "pass:"))]
+    pairs = [piece.partition(":") for piece in pieces]
+    fields = {key: value for key, colon, value in pairs if colon and key.strip().lower() != "id"}
+    return OtherEvent(*common, fields, ";".join((f"{common[0]}:{common[1]}", *pieces)))
+
+
+def _decode_words(data: bytes) -> Message:
+    if len(data) > MAX_MESSAGE:
+        raise WireError("message too long")
+    verb, _, rest = _text(data).partition(" ")
+    number, _, text = rest.partition(" ")
+    if verb in _REPLY_VERBS:
+        return Reply(verb, _sendid(number), text)
+    if verb not in _SESSION_VERBS:
+        raise WireError("unknown verb")
+    sendid = _sendid(number)
+    words = text.split()
+    match verb:
+        case "ERROR":
+            if match := _ERRORSTATUS.fullmatch(text):
+                return SubmitError(sendid, int(match[1]), int(match[2]))
+            return Error(sendid, text)
+        case "WAIT" if words:
+            return SubmitWait(sendid, _sendid(words[0]))
+        case "OK" if words:
+            return SubmitOk(sendid, _sendid(words[0]), integer(words[1]) if len(words) > 1 else None)
+        case "PASSWORD":
+            return PasswordPrompt(sendid)
+        case "SEND":
+            return SendPrompt(sendid)
+        case "DONE":
+            return Done(sendid)
+    raise WireError(f"{verb} without telid")
+
+
+def sanitise(raw: bytes) -> tuple[str, bool]:
+    """Text that JSON can carry, and whether the bytes had to be changed for it (invalid UTF-8 or NUL)."""
+    try:
+        text = raw.decode()
+        damaged = False
+    except UnicodeDecodeError:
+        text = raw.decode(errors="replace")
+        damaged = True
+    if "\0" in text:
+        return text.replace("\0", "\N{REPLACEMENT CHARACTER}"), True
+    return text, damaged
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace").rstrip("\r\n\0 ")
+
+
+def _cut_free_text(data: bytes, key: bytes) -> tuple[bytes, bytes | None]:
+    at = data.find(key)
+    if at < 0:
+        at = data.lower().find(key)
+    return (data, None) if at < 0 else (data[:at], data[at + len(key) :])
+
+
+def _fields(pieces: list[str]) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for piece in pieces:
+        key, colon, value = piece.partition(":")
+        if colon:
+            fields.setdefault(key.strip().lower(), value)
+    return fields
+
+
+def integer(text: str | None) -> int | None:
+    """A signed decimal of at most 18 digits, else None."""
+    if text is None:
+        return None
+    text = text.strip()
+    digits = text.removeprefix("-")
+    if len(digits) <= 18 and digits.isascii() and digits.isdecimal():
+        return int(text)
+    return None
+
+
+def _integers(text: str | None) -> tuple[int, ...]:
+    return tuple(n for n in map(integer, (text or "").split(",")) if n is not None)
+
+
+def _count(text: str) -> int:
+    number = integer(text)
+    if number is None or number < 0:
+        raise WireError("keepalive without count")
+    return number
+
+
+def _recvid(text: str) -> int:
+    number = integer(text)
+    if number is None:
+        raise WireError("event without recvid")
+    return number
+
+
+def _sendid(text: str) -> int:
+    number = integer(text)
+    if number is None or number < 0:
+        raise WireError("message without sendid")
+    return number
+
+
+# -- encoding ----------------------------------------------------------------------------------------
+
+_ACK_WITH_NEWLINE = frozenset(("RECEIVE", "DELIVER", "CELLS", "CELLINFO", "BCCH", "CGATT", "HANGUP"))
+
+
+def encode_registered(count: int) -> bytes:
+    """The answer to a keepalive (§3)."""
+    return b"reg:%d;status:200;" % count
+
+
+def encode_ack(kind: str, recvid: int) -> bytes:
+    """The acknowledgement of an event, with or without the newline as the document has it (§1.1)."""
+    return f"{kind} {recvid} OK{chr(10) if kind in _ACK_WITH_NEWLINE else ''}".encode()
+
+
+def encode_msg(sendid: int, text: str) -> bytes:
+    """Open a bulk session; the length counts bytes of UTF-8 (§4.1, 1)."""
+    body = text.encode()
+    return b"MSG %d %d %b\n" % (sendid, len(body), body)
+
+
+def encode_password(sendid: int, password: str) -> bytes:
+    """Authenticate a bulk session (§4.1, 3)."""
+    return f"PASSWORD {sendid} {password}\n".encode()
+
+
+def encode_send(sendid: int, telid: int, number: str) -> bytes:
+    """Submit one number (§4.1, 5)."""
+    return f"SEND {sendid} {telid} {number}\n".encode()
+
+
+def encode_done(sendid: int) -> bytes:
+    """End a session (§4.1, 8)."""
+    return b"DONE %d\n" % sendid
+
+
+def encode_command(verb: str, sendid: int, arguments: tuple[str, ...], password: str, *, password_first: bool) -> bytes:
+    """A control command: no newline, the password last (§8) or, for USSD, CF and CW, right after the sendid (§9)."""
+    words = (password, *arguments) if password_first else (*arguments, password)
+    return " ".join((verb, str(sendid), *words)).encode()

@@ -1,0 +1,381 @@
+"""Commands from MQTT: accepted into the store or refused, and answered.
+
+`Intake.take` runs inside the transaction of its batch: the PUBACK of a command leaves after the commit, so a command is
+either in the store or comes again. What a gateway has to do for it is an `Order`, carried out after the commit as well.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from bridge import __version__, commands, operations, payloads
+from bridge.batch import Batch, Order
+from bridge.commands import Code, Command, CommandError
+from bridge.goip import events
+from bridge.goip.line import Line
+from bridge.goip.server import SmsServer
+from bridge.mqtt import Incoming
+from bridge.segments import segment
+from bridge.settings import Settings
+from bridge.store import CommandRow, Store
+from bridge.topics import CommandTopic, Topics
+
+REMEMBERED_S = 24 * 3600.0
+"An id keeps its first result this long (docs/contract.md §4.6)."
+REDELIVERY_S = 600.0
+"A redelivered command without an id counts as the same this long."
+EMPTIED_S = 60.0
+"An empty payload on a topic we emptied ourselves is no command for this long."
+MAX_LISTED = 100
+"Messages named in a result."
+MAX_USSD_WAITING = 5
+MAX_REQUESTS = 20
+
+_LATER = (
+    commands.Cancel, commands.Pause, commands.Resume, commands.BridgeInbox,
+)  # fmt: skip
+
+
+class Answers:
+    """Publishes results, and keeps those of accepted commands for their repeats."""
+
+    def __init__(self, store: Store, topics: Topics) -> None:
+        self._store = store
+        self._topics = topics
+        self._waiting: dict[int, list[tuple[str | None, bytes | None]]] = {}
+        "Repeats that came before their command was answered: where they want their result."
+
+    def give(self, batch: Batch, command: CommandRow, code: Code, message: str, data: dict[str, Any]) -> None:
+        """Answer an accepted command, and those of its repeats that wait."""
+        outcome = {"code": code, "message": message, "data": data, "warnings": orjson.loads(command.warnings)}
+        self._store.set_result(command.n, payloads.encode(outcome))
+        self._publish(batch, command, outcome, command.response_topic, command.correlation, duplicate=False)
+        for response_topic, correlation in self._waiting.get(command.n, ()):
+            self._publish(batch, command, outcome, response_topic, correlation, duplicate=True)
+        batch.answered.append(command.n)
+
+    def repeat(self, batch: Batch, command: CommandRow, response_topic: str | None, correlation: bytes | None) -> None:
+        """Answer a repeat with the first result, as soon as there is one."""
+        if command.result is None:
+            self._waiting.setdefault(command.n, []).append((response_topic, correlation))
+        else:
+            self._publish(batch, command, orjson.loads(command.result), response_topic, correlation, duplicate=True)
+
+    def refuse(
+        self, batch: Batch, topic: CommandTopic, id: str, message: Incoming, response_topic: str | None,
+        error: CommandError, warnings: list[str],
+    ) -> None:  # fmt: skip
+        """Answer a command that was not accepted."""
+        outcome = {"code": error.code, "message": error.message, "data": {}, "warnings": warnings}
+        row = CommandRow(
+            0, message.topic, id, "", True, topic.target, topic.path, response_topic, message.correlation, "[]", 0, None
+        )
+        self._publish(batch, row, outcome, response_topic, message.correlation, duplicate=False)
+
+    def forget(self, answered: list[int]) -> None:
+        """The answers are on disk."""
+        for n in answered:
+            self._waiting.pop(n, None)
+
+    def answered(self, batch: Batch, command: CommandRow, answer: events.RequestAnswered) -> None:
+        """A gateway answered a control command."""
+        if not answer.ok:
+            self.give(batch, command, "gateway_refused", f"The gateway refused: {answer.text or 'no reason'}", {})
+            return
+        self.give(batch, command, "ok", "The gateway confirmed it.", operations.data(command.path, answer))
+
+    def timed_out(self, batch: Batch, command: CommandRow) -> None:
+        """A gateway did not answer a control command."""
+        self.give(
+            batch, command, "gateway_timeout", "The gateway did not answer. It may have done it all the same.", {}
+        )
+
+    def ussd(self, batch: Batch, command: CommandRow, event: events.UssdEvent) -> None:
+        """A USSD dialogue took a step."""
+        data = {"text": event.text, "exit": event.exit}
+        match event.event_type:
+            case "reply":
+                ended = "The dialogue was ended." if event.exit else "The network replied."
+                self.give(batch, command, "ok", ended, data)
+            case "error":
+                self.give(batch, command, "gateway_refused", f"The gateway refused: {event.text or 'no reason'}", data)
+            case _:
+                message = "No reply from the network in time. The code may have been carried out all the same."
+                self.give(batch, command, "gateway_timeout", message, {})
+
+    def _publish(
+        self,
+        batch: Batch,
+        command: CommandRow,
+        outcome: dict[str, Any],
+        response_topic: str | None,
+        correlation: bytes | None,
+        *,
+        duplicate: bool,
+    ) -> None:
+        path = commands.command_path(command.path)
+        code = outcome["code"]
+        topic = self._topics.result(command.target, path)
+        model = commands.LINE_COMMANDS.get(path)
+        once = model is not None and model.once
+        for where in dict.fromkeys((topic, response_topic)):
+            if where is None:
+                continue
+            result = payloads.Result(
+                id=command.id,
+                boot=batch.run.boot,
+                seq=batch.next_seq(where),
+                command=path,
+                status="ok" if code == "ok" else "error",
+                code=code,
+                retryable=commands.retryable(code, once=once),
+                message=outcome["message"],
+                data=outcome["data"],
+                duplicate=duplicate,
+                warnings=outcome["warnings"],
+            )
+            batch.put(where, payloads.Result, payloads.encode(result), correlation if where == response_topic else None)
+
+
+class Intake:
+    """Decides on every command."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        topics: Topics,
+        server: SmsServer,
+        answers: Answers,
+        summaries: Callable[[], list[payloads.LineSummary]],
+    ) -> None:
+        self.settings = settings
+        self._store = store
+        self._topics = topics
+        self._server = server
+        self._answers = answers
+        self._summaries = summaries
+        self._emptied: dict[str, float] = {}
+
+    def take(self, message: Incoming, batch: Batch) -> None:
+        """Accept or refuse one command; either way it may be acknowledged once the batch is committed."""
+        batch.acknowledge.append(message)
+        topic = self._topics.parse_command(message.topic)
+        if topic is None or self._is_our_own_emptying(message, batch.at):
+            return
+        prefix = self.settings.homeassistant.prefix
+        response_topic = message.response_topic
+        warnings = []
+        if response_topic is not None and not self._topics.response_topic_permitted(response_topic, prefix):
+            response_topic = None
+            warnings.append("response_topic_refused")
+        try:
+            self._accept(message, topic, response_topic, warnings, batch)
+        except CommandError as error:
+            id = commands.read_id(topic.path, message.payload) or _textual(message.correlation) or batch.run.new_id()
+            self._answers.refuse(batch, topic, id, message, response_topic, error, warnings)
+
+    def _is_our_own_emptying(self, message: Incoming, at: float) -> bool:
+        """Emptying a retained command is itself a publish to a command topic (docs/contract.md §4.7)."""
+        if message.payload:
+            return False
+        return message.retain or at - self._emptied.get(message.topic, 0) < EMPTIED_S
+
+    def _accept(
+        self, message: Incoming, topic: CommandTopic, response_topic: str | None, warnings: list[str], batch: Batch
+    ) -> None:
+        if message.retain:
+            self._refuse_retained(message, topic, batch)
+        on_bridge = topic.target == "bridge"
+        if not on_bridge and topic.target not in self.settings.lines and not _is_pool(topic.target):
+            raise CommandError("unknown_line", f"there is no line {topic.target} in the configuration")
+        command = commands.parse(topic.path, message.payload, target="bridge" if on_bridge else "line")
+        warnings.extend(command.warnings)
+        payload = commands.canonical(topic.path, message.payload)
+        if earlier := self._earlier(message, command, payload, batch.at):
+            self._answers.repeat(batch, earlier, response_topic, message.correlation)
+            return
+        if command.expires_at is not None and command.expires_at.timestamp() <= batch.at:
+            raise CommandError("expired", "expires_at: is over")
+        if _is_pool(topic.target) or isinstance(command, _LATER):
+            raise CommandError("not_supported", "this version does not have this command yet")
+        row = CommandRow(
+            n=0,
+            topic=message.topic,
+            id=command.id or _textual(message.correlation) or batch.run.new_id(),
+            payload=payload,
+            minted=command.id is None,
+            target=topic.target,
+            path=topic.path,
+            response_topic=response_topic,
+            correlation=message.correlation,
+            warnings="",
+            at=batch.at,
+            result=None,
+        )
+        if on_bridge:
+            self._bridge_command(row, command, warnings, batch)
+        elif isinstance(command, commands.Sms):
+            self._sms(row, command, warnings, batch)
+        elif isinstance(command, commands.Refresh):
+            batch.refresh.add(topic.target)
+            self._answers.give(batch, self._remember(row, warnings), "ok", "The retained state is published again.", {})
+        else:
+            self._control(row, command, warnings, batch)
+
+    def _refuse_retained(self, message: Incoming, topic: CommandTopic, batch: Batch) -> None:
+        batch.emptied.append(message.topic)
+        self._emptied = {at: when for at, when in self._emptied.items() if batch.at - when < EMPTIED_S}
+        self._emptied[message.topic] = batch.at
+        batch.fact(
+            self._topics.bridge("event"),
+            payloads.BridgeEvent,
+            event_type="retained_command",
+            message="A retained command was refused and removed: it would run again at every start. Publish commands "
+            "without the retain flag.",
+            line=topic.target if topic.target in self.settings.lines else None,
+            topic=message.topic,
+        )
+        raise CommandError("retained_command", "a command must not be retained; it was not carried out and was removed")
+
+    def _earlier(self, message: Incoming, command: Command, payload: str, at: float) -> CommandRow | None:
+        """The accepted command that this one repeats (docs/contract.md §4.6)."""
+        if command.id is not None:
+            earlier = self._store.command_by_id(message.topic, command.id, at - REMEMBERED_S)
+            if earlier is not None and earlier.payload != payload:
+                raise CommandError("invalid_payload", "id: was used for another payload in the last 24 hours")
+            return earlier
+        if message.dup:
+            return self._store.command_by_payload(message.topic, payload, at - REDELIVERY_S)
+        return None
+
+    def _remember(self, row: CommandRow, warnings: list[str]) -> CommandRow:
+        """Accept: from here on the command is ours."""
+        n = self._store.add_command(
+            topic=row.topic,
+            id=row.id,
+            payload=row.payload,
+            minted=row.minted,
+            target=row.target,
+            path=row.path,
+            response_topic=row.response_topic,
+            correlation=row.correlation,
+            warnings=warnings,
+            at=row.at,
+        )
+        accepted = self._store.command(n)
+        assert accepted is not None
+        return accepted
+
+    # -- by kind
+
+    def _sms(self, row: CommandRow, command: commands.Sms, warnings: list[str], batch: Batch) -> None:
+        if command.send_at is not None:
+            raise CommandError("not_supported", "send_at: this version can't send later")
+        for place, recipient in enumerate(command.recipients):
+            if recipient.to.startswith("@"):
+                where = "to" if command.messages is None else f"messages[{place}].to"
+                raise CommandError("not_supported", f"{where}: this version does not know contacts and groups")
+        line = self._line(row.target)
+        if line.online is not True:
+            warnings.append("line_offline")
+        elif line.disabled:
+            warnings.append("line_disabled")
+        data = self._segments(command) | {"job": None, "msgs": []}
+        if command.dry_run:
+            accepted = self._remember(row, warnings)
+            self._answers.give(batch, accepted, "ok", "A dry run: nothing was queued.", data)
+            return
+        accepted = self._remember(row, warnings)
+        count = len(command.recipients)
+        job = batch.run.new_id() if count > 1 else None
+        if job is not None:
+            self._store.add_job(job, row.id, row.target, count, batch.at)
+            batch.jobs.add(job)
+        listed = [self._queue(accepted, command, recipient, job, batch) for recipient in command.recipients]
+        data |= {"job": job, "msgs": listed[:MAX_LISTED]}
+        batch.feed.add(row.target)
+        self._answers.give(batch, accepted, "ok", f"Queued {count} SMS.", data)
+
+    def _queue(
+        self, row: CommandRow, command: commands.Sms, recipient: commands.Recipient, job: str | None, batch: Batch
+    ) -> dict[str, str]:
+        msg = batch.run.new_id()
+        self._store.add_sms(
+            msg=msg,
+            cmd=row.id,
+            job=job,
+            line=row.target,
+            number=recipient.to,
+            text=recipient.text,
+            priority=command.priority,
+            guarantee=command.guarantee,
+            src=command.src,
+            created=batch.at,
+            expires=batch.at + command.ttl_s if command.ttl_s is not None else None,
+            state="queued",
+            changed=batch.at,
+        )
+        batch.fact(
+            self._topics.line(row.target, "delivery"),
+            payloads.Delivery,
+            event_type="queued",
+            msg=msg,
+            cmd=row.id,
+            job=job,
+            to=recipient.to,
+        )
+        return {"msg": msg, "to": recipient.to}
+
+    @staticmethod
+    def _segments(command: commands.Sms) -> dict[str, Any]:
+        """Parts and alphabet: of the text, or of the longest of several texts."""
+        every = [segment(text) for text in {recipient.text for recipient in command.recipients}]
+        longest = max(every, key=lambda one: one.parts)
+        return {"parts": longest.parts, "encoding": longest.encoding}
+
+    def _control(self, row: CommandRow, command: Command, warnings: list[str], batch: Batch) -> None:
+        line = self._line(row.target)
+        if not line.usable:
+            raise CommandError("line_offline", f"line {row.target} is offline")
+        same = [order for order in batch.orders if order.target == row.target]
+        if isinstance(command, commands.Ussd):
+            waiting = line.ussd_dialogues + sum(isinstance(order.command, commands.Ussd) for order in same)
+            if waiting > MAX_USSD_WAITING:
+                raise CommandError("busy", f"{MAX_USSD_WAITING} USSD codes wait already")
+        elif line.requests + len(same) >= MAX_REQUESTS:
+            raise CommandError("busy", f"{MAX_REQUESTS} commands are under way already")
+        batch.orders.append(Order(self._remember(row, warnings).n, row.target, command))
+
+    def _bridge_command(self, row: CommandRow, command: Command, warnings: list[str], batch: Batch) -> None:
+        accepted = self._remember(row, warnings)
+        match command:
+            case commands.BridgePing():
+                data = {"version": __version__, "uptime_s": int(batch.at - batch.run.started)}
+                self._answers.give(batch, accepted, "ok", "The bridge is there.", data)
+            case commands.BridgeRefresh():
+                batch.refresh.add("*")
+                self._answers.give(batch, accepted, "ok", "All retained state is published again.", {})
+            case commands.BridgeLines():
+                self._answers.give(batch, accepted, "ok", "All lines.", {"lines": self._summaries()})
+            case _:
+                batch.orders.append(Order(accepted.n, row.target, command))
+
+    def _line(self, name: str) -> Line:
+        line = self._server.line(name)
+        assert line is not None, "the settings and the server have the same lines"
+        return line
+
+
+def _is_pool(target: str) -> bool:
+    return target == "any" or target.startswith("pool/")
+
+
+def _textual(correlation: bytes | None) -> str | None:
+    """Correlation data that can name a result: UTF-8, 1 to 64 printable characters."""
+    try:
+        text = (correlation or b"").decode()
+    except UnicodeDecodeError:
+        return None
+    return text if 1 <= len(text) <= 64 and text.isprintable() else None

@@ -1,0 +1,400 @@
+"""What the gateways say, as rows and facts: the journal of every SMS, and every fact for MQTT.
+
+`Ledger.record` runs inside the transaction of its batch. It decides nothing about datagrams: the core has done that.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bridge import numbers, payloads
+from bridge.batch import Batch
+from bridge.goip import events
+from bridge.goip.events import Address
+from bridge.goip.server import LineMemory
+from bridge.intake import Answers
+from bridge.limits import FactLimiter
+from bridge.settings import Settings
+from bridge.store import SmsRow, Store
+from bridge.topics import Topics
+
+REPORT_HOLD_S = 10.0
+"A delivery report that matches nothing waits this long for its OK."
+REPORT_WINDOW_S = 8 * 3600.0
+"A gateway's sms_no is small and comes again: older SMS are not matched (docs/protocol.md §4.6)."
+
+_FOLLOWS: dict[str, frozenset[str]] = {
+    "queued": frozenset(("sending", "failed", "expired", "cancelled", "queued")),
+    "sending": frozenset(("sent", "failed", "unknown", "queued")),
+    "sent": frozenset(("delivered", "undelivered")),
+    "unknown": frozenset(("sent", "delivered", "undelivered", "failed", "queued")),
+}
+"What may follow a state of an SMS; nothing follows the others."
+_TRAFFIC = {
+    "sent": "sent",
+    "delivered": "delivered",
+    "undelivered": "failed",
+    "failed": "failed",
+    "unknown": "unknown",
+}
+
+AMBIGUOUS = frozenset((38, 41, 42, 47, 111, 127, 332, 500))
+"Causes after which the network may have taken the SMS all the same (docs/protocol.md §4.5)."
+_PASSING = frozenset((38, 41, 42, 47, 331, 332, 500))
+
+
+def address_text(address: Address) -> str:
+    """`ip:port`, with brackets around IPv6."""
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Ledger:
+    """Writes down what happened on the lines."""
+
+    def __init__(self, store: Store, settings: Settings, topics: Topics, answers: Answers) -> None:
+        self.settings = settings
+        self._store = store
+        self._topics = topics
+        self._answers = answers
+        self._strangers = FactLimiter()
+
+    def record(self, happened: Iterable[events.Event], batch: Batch, now: float) -> None:
+        """Write down a batch of events. `now` is monotonic."""
+        for event in happened:
+            _HANDLERS[type(event)](self, event, batch, now)
+
+    # -- lines
+
+    def _line_online(self, event: events.LineOnline, batch: Batch, _now: float) -> None:
+        batch.availability[event.line] = True
+        batch.changed.add(event.line)
+        self._line_event(batch, event.line, "line_online", "The line is registered.")
+
+    def _line_offline(self, event: events.LineOffline, batch: Batch, _now: float) -> None:
+        batch.availability[event.line] = False
+        batch.changed.add(event.line)
+        silence = self.settings.timing.offline_s
+        message = f"Nothing heard of the line for {silence:.0f} s. Check the gateway's power, network and SMS settings."
+        self._line_event(batch, event.line, "line_offline", message)
+
+    def _line_moved(self, event: events.LineMoved, batch: Batch, _now: float) -> None:
+        batch.changed.add(event.line)
+        memory = LineMemory(address=event.address, count=event.count, reboots=event.reboots)
+        self._store.save_line(event.line, memory)
+
+    def _line_changed(self, event: events.LineChanged, batch: Batch, _now: float) -> None:
+        batch.changed.add(event.line)
+
+    def _line_ready(self, event: events.LineReady, batch: Batch, _now: float) -> None:
+        batch.feed.add(event.line)
+
+    def _gateway_rebooted(self, event: events.GatewayRebooted, batch: Batch, _now: float) -> None:
+        message = "The gateway's keepalive count began again: it restarted. What was under way on it may be unknown."
+        self._line_event(batch, event.line, "gateway_reboot", message, address=address_text(event.address))
+
+    def _unauthenticated(self, event: events.Unauthenticated, batch: Batch, now: float) -> None:
+        event_type = "line_unknown" if event.reason == "unknown" else "line_unauthorized"
+        key = (event_type, event.id[:64], event.address[0])
+        count = self._strangers.admit(key, now)
+        if count is None:
+            return
+        self._line_event(
+            batch,
+            event.line,
+            event_type,
+            _stranger_message(event),
+            claimed=event.id[:64],
+            address=address_text(event.address),
+            count=count,
+        )
+
+    def _seen(self, event: events.Seen, batch: Batch, _now: float) -> None:
+        batch.repeats.append((event.key, event.line, batch.at))
+
+    def _line_event(
+        self, batch: Batch, line: str | None, event_type: str, message: str, claimed: str | None = None, **fields: Any
+    ) -> None:
+        settings = self.settings.lines.get(line) if line else None
+        batch.fact(
+            self._topics.bridge("event"),
+            payloads.BridgeEvent,
+            event_type=event_type,
+            message=message,
+            line=line or claimed,
+            gateway=settings.gateway if settings else None,
+            **fields,
+        )
+
+    # -- inbound SMS, calls, other events
+
+    def _sms_received(self, event: events.SmsReceived, batch: Batch, _now: float) -> None:
+        settings = self.settings.lines.get(event.line)
+        raw_number = event.srcnum or None
+        number = raw_number
+        if raw_number is not None:
+            number = numbers.to_e164(raw_number, settings.country if settings else None) or raw_number
+        batch.fact(
+            self._topics.line(event.line, "sms/in"),
+            payloads.SmsIn,
+            from_=number,
+            from_raw=raw_number,
+            text=event.text,
+            chars=len(event.text),
+            recvid=event.recvid,
+            smsc=event.smscnum or None,
+            senttime=event.senttime or None,
+            raw_hex=event.raw.hex() if event.raw is not None else None,
+        )
+        batch.sms_last[event.line] = (number, event.text)
+        batch.count(event.line, "received")
+
+    def _call(self, event: events.CallEvent, batch: Batch, _now: float) -> None:
+        batch.fact(
+            self._topics.line(event.line, "call"),
+            payloads.Call,
+            event_type=event.event_type,
+            number=event.number,
+            direction=event.direction,
+            duration_s=event.duration_s,
+            cause=event.cause,
+        )
+
+    def _line_fact(self, event: events.LineEvent, batch: Batch, _now: float) -> None:
+        batch.event(self._topics.line(event.line, "event"), payloads.Event, event.event_type, dict(event.fields))
+
+    def _ussd(self, event: events.UssdEvent, batch: Batch, _now: float) -> None:
+        command = self._store.command(event.token) if event.token is not None else None
+        batch.fact(
+            self._topics.line(event.line, "ussd"),
+            payloads.Ussd,
+            event_type=event.event_type,
+            code=event.code,
+            text=event.text,
+            cmd=command.id if command else None,
+        )
+        if command is not None and not event.late:
+            self._answers.ussd(batch, command, event)
+
+    def _answered(self, event: events.RequestAnswered, batch: Batch, _now: float) -> None:
+        if command := self._store.command(event.token):
+            self._answers.answered(batch, command, event)
+
+    def _timed_out(self, event: events.RequestTimedOut, batch: Batch, _now: float) -> None:
+        if command := self._store.command(event.token):
+            self._answers.timed_out(batch, command)
+
+    # -- outbound SMS
+
+    def _sms_sending(self, event: events.SmsSending, batch: Batch, _now: float) -> None:
+        row = self._store.sms(event.msg)
+        if row is not None:
+            changes = {"sendid": event.sendid, "telid": event.telid, "attempt": row.attempt + 1}
+            self._move(batch, row, "sending", changes)
+
+    def _sms_sent(self, event: events.SmsSent, batch: Batch, _now: float) -> None:
+        row = self._store.sms(event.msg)
+        if row is None or not self._move(batch, row, "sent", {"sms_no": event.sms_no}, evidence="ok"):
+            return
+        if event.sms_no is not None:
+            self._settle_held_reports(batch, dataclasses.replace(row, state="sent", sms_no=event.sms_no))
+
+    def _sms_failed(self, event: events.SmsFailed, batch: Batch, _now: float) -> None:
+        ambiguous = event.code in AMBIGUOUS
+        error = payloads.Error(
+            code=event.code,
+            text=event.text,
+            retryable=event.code is None or event.code in _PASSING,
+            ambiguous=ambiguous,
+        )
+        evidence = "errorstatus" if event.code is not None else None
+        self._move_number(batch, event.msg, "failed", error=error, evidence=evidence)
+
+    def _sms_unknown(self, event: events.SmsUnknown, batch: Batch, _now: float) -> None:
+        self._move_number(batch, event.msg, "unknown", evidence=event.evidence)
+
+    def _sms_requeued(self, event: events.SmsRequeued, batch: Batch, _now: float) -> None:
+        error = payloads.Error(code=None, text=event.reason, retryable=True, ambiguous=False)
+        self._move_number(batch, event.msg, "queued", error=error)
+
+    def _sms_expired(self, event: events.SmsExpired, batch: Batch, _now: float) -> None:
+        self._move_number(batch, event.msg, "expired")
+
+    def _move_number(self, batch: Batch, n: int, state: str, **fields: Any) -> None:
+        if row := self._store.sms(n):
+            self._move(batch, row, state, {}, **fields)
+
+    def _move(
+        self,
+        batch: Batch,
+        row: SmsRow,
+        state: str,
+        changes: dict[str, Any],
+        *,
+        error: payloads.Error | None = None,
+        evidence: str | None = None,
+    ) -> bool:
+        """Take an SMS to another state and say so; false when that may not follow its present one."""
+        if state not in _FOLLOWS.get(row.state, ()):
+            return False
+        self._store.update_sms(row.n, state=state, changed=batch.at, **changes)
+        row = dataclasses.replace(row, state=state, **changes)
+        self.delivery(batch, row, error=error, evidence=evidence)
+        if counter := _TRAFFIC.get(state):
+            batch.count(row.line, counter)
+        if state in ("failed", "queued"):
+            batch.feed.add(row.line)
+        return True
+
+    def delivery(
+        self, batch: Batch, row: SmsRow, *, error: payloads.Error | None = None, evidence: str | None = None
+    ) -> None:
+        """Publish the present state of an SMS."""
+        batch.fact(
+            self._topics.line(row.line, "delivery"),
+            payloads.Delivery,
+            event_type=row.state,
+            msg=row.msg,
+            cmd=row.cmd,
+            job=row.job,
+            to=row.number,
+            sms_no=row.sms_no,
+            attempt=row.attempt,
+            error=error,
+            evidence=evidence,
+        )
+        if row.job is not None:
+            batch.jobs.add(row.job)
+
+    # -- delivery reports (docs/protocol.md §5)
+
+    def _sms_report(self, event: events.SmsReport, batch: Batch, _now: float) -> None:
+        if event.state is None or not (event.state == 0 or event.state >= 64):
+            return  # 1-31: done, but nobody knows how; 32-63: the network is still trying
+        if event.sms_no is not None:
+            for row in self._store.by_sms_no(event.line, event.sms_no, batch.at - REPORT_WINDOW_S):
+                if same_number(row.number, event.number):
+                    self._reported(batch, row, event.state)
+                    return
+        self._store.add_report(event.line, event.sms_no, event.state, event.number, batch.at)
+
+    def _settle_held_reports(self, batch: Batch, row: SmsRow) -> None:
+        assert row.sms_no is not None
+        for n, state, number in self._store.reports(row.line, row.sms_no):
+            if same_number(row.number, number):
+                self._store.delete_report(n)
+                self._reported(batch, row, state)
+
+    def _reported(self, batch: Batch, row: SmsRow, state: int, sms_no: int | None = None) -> None:
+        changes = {} if sms_no is None else {"sms_no": sms_no}
+        if state == 0:
+            self._move(batch, row, "delivered", changes, evidence="report")
+            return
+        error = payloads.Error(code=state, text=f"TP-Status {state}", retryable=state >= 96, ambiguous=False)
+        self._move(batch, row, "undelivered", changes, error=error, evidence="report")
+
+    # -- what only time decides
+
+    def due(self, at: float) -> bool:
+        """Whether `settle` has something to do: a look that writes nothing."""
+        return bool(self._store.expired(at) or self._store.old_reports(at - REPORT_HOLD_S) or self._doubtful(at))
+
+    def settle(self, batch: Batch) -> None:
+        """Expire what waited too long, let go of reports that match nothing, resend what the caller wants resent."""
+        for row in self._store.expired(batch.at):
+            self._move(batch, row, "expired", {})
+        for n, line, sms_no, state, number in self._store.old_reports(batch.at - REPORT_HOLD_S):
+            self._store.delete_report(n)
+            self._let_go(batch, line, sms_no, state, number)
+        for row in self._doubtful(batch.at):
+            reason = "outcome unknown; sent again, as at_least_once asks: it may arrive twice"
+            error = payloads.Error(code=None, text=reason, retryable=True, ambiguous=True)
+            self._move(batch, row, "queued", {}, error=error)
+
+    def restarted(self, batch: Batch) -> None:
+        """SMS that were on their way when the program ended: their outcome is unknown until somebody tells."""
+        for row in self._store.in_state("sending"):
+            self._move(batch, row, "unknown", {}, evidence="restart")
+
+    def _doubtful(self, at: float) -> list[SmsRow]:
+        long_ago = at - self.settings.timing.evidence_s
+        return [row for row in self._store.in_state("unknown", before=long_ago) if row.guarantee == "at_least_once"]
+
+    def _let_go(self, batch: Batch, line: str, sms_no: int | None, state: int, number: str) -> None:
+        unknown = [
+            row
+            for row in self._store.in_state("unknown", since=batch.at - REPORT_WINDOW_S)
+            if row.line == line and number and same_number(row.number, number)
+        ]
+        if len(unknown) == 1:  # the only SMS it can belong to
+            self._reported(batch, unknown[0], state, sms_no)
+            return
+        error = None
+        if state != 0:
+            error = payloads.Error(code=state, text=f"TP-Status {state}", retryable=state >= 96, ambiguous=False)
+        batch.fact(
+            self._topics.line(line, "delivery"),
+            payloads.Delivery,
+            event_type="delivered" if state == 0 else "undelivered",
+            msg=None,
+            cmd=None,
+            job=None,
+            to=number or None,
+            sms_no=sms_no,
+            error=error,
+            evidence="report",
+        )
+
+
+_HANDLERS: dict[type, Callable[[Ledger, Any, Batch, float], None]] = {
+    events.LineOnline: Ledger._line_online,
+    events.LineOffline: Ledger._line_offline,
+    events.LineMoved: Ledger._line_moved,
+    events.LineChanged: Ledger._line_changed,
+    events.LineReady: Ledger._line_ready,
+    events.GatewayRebooted: Ledger._gateway_rebooted,
+    events.Unauthenticated: Ledger._unauthenticated,
+    events.Seen: Ledger._seen,
+    events.SmsReceived: Ledger._sms_received,
+    events.SmsSending: Ledger._sms_sending,
+    events.SmsSent: Ledger._sms_sent,
+    events.SmsFailed: Ledger._sms_failed,
+    events.SmsUnknown: Ledger._sms_unknown,
+    events.SmsRequeued: Ledger._sms_requeued,
+    events.SmsExpired: Ledger._sms_expired,
+    events.SmsReport: Ledger._sms_report,
+    events.CallEvent: Ledger._call,
+    events.UssdEvent: Ledger._ussd,
+    events.LineEvent: Ledger._line_fact,
+    events.RequestAnswered: Ledger._answered,
+    events.RequestTimedOut: Ledger._timed_out,
+}
+
+
+def same_number(one: str, other: str) -> bool:
+    """Whether two spellings may be the same number: their last digits agree, or one is missing (§5)."""
+    a, b = re.sub(r"\D", "", one), re.sub(r"\D", "", other)
+    if not b:
+        return True
+    if min(len(a), len(b)) < 7:
+        return a == b
+    return a[-7:] == b[-7:]
+
+
+def _stranger_message(event: events.Unauthenticated) -> str:
+    """What the operator should do; the id is quoted as YAML takes it."""
+    if event.reason == "unknown":
+        return (
+            f"A gateway registers with the id {event.id[:64]!r}, which is not configured. If it is yours, add it under "
+            f"lines: with its SMS client id and password."
+        )
+    if event.reason == "password":
+        return (
+            f"Wrong password for line {event.line}. Set the same SMS client password on the gateway's web page and in "
+            f"lines.{event.line}.password."
+        )
+    return (
+        f"Line {event.line} came from {event.address[0]}, which lines.{event.line}.allow_from does not list. If that "
+        f"is right, add the address there."
+    )

@@ -1,0 +1,743 @@
+"""The link to the MQTT broker: paho-mqtt driven from asyncio, MQTT 5 with 3.1.1 as the fallback.
+
+The only module that knows paho. It keeps nothing: a publication is handed to one connection, and when that ends before
+the PUBACK it is forgotten here, for the outbox to send again. Hence every connection has a new paho client, which would
+otherwise send its old messages a second time. A command is acknowledged only when the caller says so.
+Called by the application, on the event loop's thread; only connecting (DNS, TCP, TLS) runs in a thread of its own.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import random
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+log = logging.getLogger(__name__)
+
+V5, V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
+VERSIONS = {V5: "5", V311: "3.1.1"}
+PORTS = {"mqtt": 1883, "mqtts": 8883, "unix": 1883, "ws": 80, "wss": 443}
+MAX_PACKET = 268_435_460  # what MQTT can express
+BATCH = 256  # incoming messages handled before other tasks get a turn
+REPEAT_WARNING_S = 60.0
+QUICK_CLOSES = 3  # docs/contract.md §5: so many in a row are a takeover
+
+UNSUPPORTED_VERSION = 0x84
+TAKEN_OVER = 0x8E
+UNEXPLAINED = {0x00, 0x80}  # closed without a DISCONNECT, or one whose reason paho 2.1 couldn't read
+ADVICE = {
+    0x84: "set mqtt.version to auto or 3.1.1",
+    0x85: "set another mqtt.client_id",
+    0x86: "check mqtt.username and mqtt.password",
+    0x87: "check mqtt.username and mqtt.password, and that the broker lets this user and client id connect",
+    0x88: "the broker is starting, stopping or overloaded: look into its log",
+    0x89: "the broker is overloaded: look into its log",
+    0x8A: "the broker has banned this client: look into its configuration",
+    0x97: "raise the broker's quota",
+    0x9C: "the broker has moved: change mqtt.url",
+    0x9D: "the broker has moved: change mqtt.url",
+    0x9F: "the broker limits the rate of connections",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A message to publish; always QoS 1."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+    expiry_s: int | None = None
+    "MQTT 5 message expiry interval."
+    schema: str | None = None
+    "MQTT 5 user property `schema`."
+    content_type: str = "application/json"
+    correlation: bytes | None = None
+    "MQTT 5 correlation data."
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message from a subscription; the broker keeps it until `MqttLink.acknowledge`."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    dup: bool
+    response_topic: str | None
+    correlation: bytes | None
+    mid: int
+    connection: int
+    "Number of the connection it came on: a later connection can't acknowledge it."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkConfig:
+    """Where the broker is, who we are, and how patient."""
+
+    host: str
+    "Name or address; for `unix`, the path of the socket."
+    client_id: str
+    scheme: Literal["mqtt", "mqtts", "unix", "ws", "wss"] = "mqtt"
+    port: int | None = None
+    path: str = "/mqtt"
+    "Of the websocket."
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    version: Literal["auto", "5", "3.1.1"] = "auto"
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    server_name: str | None = None
+    "The name in the broker's certificate, where it isn't the host's."
+    will: Publication | None = None
+    subscriptions: tuple[str, ...] = ()
+    session_expiry_s: int = 3600
+    will_delay_s: int = 10
+    keepalive_s: int = 30
+    receive_maximum: int = 100
+    "Commands the broker may send ahead of our acknowledgements."
+    window: int = 50
+    "Publications sent ahead of the broker's acknowledgements."
+    max_incoming_bytes: int = 1 << 20
+    connect_timeout_s: float = 10.0
+    "For each of: connecting, and then being told that we are connected and subscribed."
+    backoff_s: tuple[float, float] = (1.0, 60.0)
+    "The longest wait after the first failure, and after many."
+    takeover_s: tuple[float, float] = (60.0, 600.0)
+    "The wait after the first takeover, and the longest."
+    stable_s: float = 10.0
+    "A connection that ends sooner is suspected to be taken over."
+
+    @property
+    def address(self) -> str:
+        """For logs: without credentials."""
+        if self.scheme == "unix":
+            return f"unix://{self.host}"
+        return f"{self.scheme}://{self.host}:{self.port or PORTS[self.scheme]}"
+
+
+class Handler(Protocol):
+    """What the application does with what happens; an exception ends `MqttLink.run`."""
+
+    def connected(self, *, session_present: bool, version: str) -> None:
+        """Connected and subscribed; always the first call of a connection."""
+
+    def disconnected(self, reason: str) -> None:
+        """Follows every `connected`; what was not acknowledged is forgotten here."""
+
+    def received(self, messages: list[Incoming]) -> None:
+        """All that one wake-up brought, so that the caller can commit once."""
+
+    def published(self, acks: list[tuple[int, int]]) -> None:
+        """Tokens and reason codes of PUBACKs (0 on MQTT 3.1.1), batched like `received`; there is room again."""
+
+    def takeover(self) -> None:
+        """Another client uses our client id (docs/contract.md §5); we wait before connecting again."""
+
+
+class UnsendableError(Exception):
+    """This broker can never take this publication: too large, or an impossible topic."""
+
+
+class MqttLink:
+    """Keeps us connected, and publishes and acknowledges while we are."""
+
+    def __init__(self, config: LinkConfig, handler: Handler) -> None:
+        self._config = config
+        self._handler = handler
+        self._connection: _Connection | None = None
+        self._number = 0
+        self._stopping = asyncio.Event()
+        self._versions = _Versions(config.version)
+        self._attempts = 0  # since the last connection that lasted
+        self._quick_closes = 0
+        self._takeovers = 0
+        self._warned: dict[str, float] = {}
+
+    @property
+    def connected(self) -> bool:
+        """Connected and subscribed."""
+        return self._connection is not None and self._connection.ready
+
+    @property
+    def version(self) -> str | None:
+        """The MQTT version of this connection."""
+        return VERSIONS[self._connection.protocol] if self._connection is not None and self.connected else None
+
+    @property
+    def room(self) -> int:
+        """How many more publications can be sent ahead of their acknowledgements."""
+        return self._connection.room if self._connection is not None and self.connected else 0
+
+    async def run(self) -> None:
+        """Connect, and again whenever that ends, until `disconnect`. When cancelled, the will goes out."""
+        while not self._stopping.is_set():
+            self._number += 1
+            connection = _Connection(self._config, self._handler, self._number, self._versions)
+            self._connection = connection
+            try:
+                await connection.run()
+            finally:
+                self._connection = None
+                connection.close()
+            delay = self._after(connection)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
+
+    def publish(self, publication: Publication) -> int | None:
+        """A token for `published`, unique among all connections; None when not connected or no room (wait for
+        `connected` or `published`). UnsendableError when waiting wouldn't help.
+        """
+        return self._connection.publish(publication) if self._connection is not None else None
+
+    def acknowledge(self, message: Incoming) -> None:
+        """PUBACK, in the order received; nothing happens when the message came on an earlier connection."""
+        if self._connection is not None and self._connection.number == message.connection:
+            self._connection.acknowledge(message)
+
+    async def disconnect(self) -> None:
+        """Send what was published and a DISCONNECT, so that no will is published; then `run` returns."""
+        self._stopping.set()
+        if self._connection is not None:
+            await self._connection.disconnect()
+
+    def _after(self, connection: "_Connection") -> float:
+        """Tell what ended, and how long to wait before the next connection."""
+        if self._stopping.is_set():
+            log.info("disconnected from %s", self._config.address)
+            if connection.ready:
+                self._handler.disconnected("by us")
+            return 0.0
+        if self._versions.ended(connection):
+            return 0.0  # try the other version at once
+        self._warn(f"{self._config.address}: {connection.reason}")
+        if connection.ready:
+            self._handler.disconnected(connection.reason)
+        if self._taken_over(connection):
+            return self._takeover_wait()
+        low, high = self._config.backoff_s
+        ceiling = min(high, low * 2.0 ** min(self._attempts, 30))
+        self._attempts += 1
+        return random.uniform(0, ceiling)  # full jitter: bridges must not come back in step
+
+    def _taken_over(self, connection: "_Connection") -> bool:
+        """Brokers don't always say it: some close the connection soon after CONNACK, each time."""
+        if connection.age is None:
+            self._quick_closes = 0
+            return False
+        if connection.age >= self._config.stable_s:
+            self._attempts = self._quick_closes = 0
+        elif connection.code in UNEXPLAINED:
+            self._quick_closes += 1
+        if connection.age > self._config.takeover_s[1]:
+            self._takeovers = 0  # it outlived the other's longest wait: the duel is over
+        return connection.code == TAKEN_OVER or self._quick_closes >= QUICK_CLOSES
+
+    def _takeover_wait(self) -> float:
+        first, longest = self._config.takeover_s
+        delay = min(longest, first * 2.0 ** min(self._takeovers, 30))
+        self._takeovers += 1
+        log.error(
+            "another client connects with client id %s: give each its own mqtt.client_id; trying again in %.0f s",
+            self._config.client_id,
+            delay,
+        )
+        self._handler.takeover()
+        return delay
+
+    def _warn(self, text: str) -> None:
+        now = asyncio.get_running_loop().time()
+        repeated = now - self._warned.get(text, -REPEAT_WARNING_S) < REPEAT_WARNING_S
+        if not repeated:
+            self._warned[text] = now
+        log.log(logging.DEBUG if repeated else logging.WARNING, "%s", text)
+
+
+class _Versions:
+    """Which MQTT version to try.
+
+    A broker without MQTT 5 may refuse it, or close or say nothing; but so does a proxy whose broker is still starting.
+    Only when 3.1.1 is then accepted, and 5 once more unanswered, do we fall back, for as long as this process runs.
+    """
+
+    def __init__(self, configured: str) -> None:
+        self.protocol = V311 if configured == "3.1.1" else V5
+        self.probing = False
+        "The next connection only asks whether 3.1.1 is accepted."
+        self._auto = configured == "auto"
+        self._five_accepted = False
+        self._older_accepted = False
+
+    def ended(self, connection: "_Connection") -> bool:
+        """Learn from a connection; True when the next should follow at once."""
+        if not self._auto:
+            return False
+        if self.probing:
+            self.probing, self.protocol = False, V5
+            self._older_accepted = connection.age is not None
+            return self._older_accepted
+        if connection.age is not None:
+            self._five_accepted = self._five_accepted or self.protocol == V5
+            return False
+        if connection.code == UNSUPPORTED_VERSION or (connection.unanswered and self._older_accepted):
+            return self._fall_back()
+        if connection.unanswered and not self._five_accepted:
+            self.probing, self.protocol = True, V311
+        return False
+
+    def _fall_back(self) -> bool:
+        log.warning("the broker does not speak MQTT 5: using 3.1.1, so no reason codes, expiry or correlation data")
+        self.protocol, self._auto = V311, False
+        return True
+
+
+class _Connection:
+    """One paho client, from connecting to its end.
+
+    paho's callbacks only note what happened; the handler is called after paho has returned, so that its exceptions are
+    never taken for paho's, and several messages make one call.
+    """
+
+    def __init__(self, config: LinkConfig, handler: Handler, number: int, versions: _Versions) -> None:
+        self.number = number
+        self.protocol = versions.protocol
+        self.ready = False
+        self.reason = ""
+        self.code = 0
+        "Reason code of the refusal or the end."
+        self.unanswered = False
+        "Connected, but no CONNACK came, not even a refusal."
+        self._config = config
+        self._handler = handler
+        self._probe = versions.probing
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._accepted_at: float | None = None
+        self._ended_at: float | None = None
+        self._session_present = False
+        self._granted: list[int] | None = None
+        self._window = config.window
+        self._in_flight = 0
+        self._max_packet = MAX_PACKET
+        self._acks: list[tuple[int, int]] = []
+        self._received: list[Incoming] = []
+        self._fd = -1
+        self._pending: Callable[[], int] = int
+        self._last_error = _LastError()
+        self._client = self._new_client()
+
+    @property
+    def age(self) -> float | None:
+        """Seconds from CONNACK to the end; None when never accepted."""
+        if self._accepted_at is None:
+            return None
+        return (self._ended_at or self._loop.time()) - self._accepted_at
+
+    @property
+    def room(self) -> int:
+        return max(0, self._window - self._in_flight)
+
+    async def run(self) -> None:
+        """Connect and live until the end; raises only what the handler raised."""
+        try:
+            await self._open()
+        except (OSError, ValueError) as error:  # ValueError: a host that can't be one
+            self._end(f"cannot connect: {_explain(error)}")
+        deadline = self._loop.time() + self._config.connect_timeout_s
+        while not self._ended.done():
+            await asyncio.wait((self._ended,), timeout=1.0)
+            self._step(self._client.loop_misc)  # pings, and finds a dead connection
+            if not self.ready and self._loop.time() >= deadline:
+                self._end(f"no {'SUBACK' if self.age is not None else 'CONNACK'} from the broker")
+                self._deliver()
+        self._ended.result()
+
+    def publish(self, publication: Publication) -> int | None:
+        if not self.ready or self._ended_at is not None or self._in_flight >= self._window:
+            return None
+        properties = _publish_properties(publication) if self.protocol == V5 else None
+        topic_bytes = len(publication.topic.encode())
+        size = 9 + topic_bytes + len(publication.payload) + (len(properties.packed) if properties else 0)
+        if size > self._max_packet:
+            raise UnsendableError(f"{size} bytes, and the broker takes {self._max_packet}")
+        try:
+            info = self._client.publish(publication.topic, publication.payload, 1, publication.retain, properties)
+        except ValueError as error:
+            raise UnsendableError(str(error)) from None
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return None  # this packet id is still in flight after 65,535 others; the next one is free
+        self._in_flight += 1
+        log.debug("> %s (%d bytes)", publication.topic, len(publication.payload))
+        return self.number << 16 | info.mid
+
+    def acknowledge(self, message: Incoming) -> None:
+        if message.mid and self._ended_at is None:  # QoS 0 has no packet id
+            self._client.ack(message.mid, 1)
+
+    async def disconnect(self) -> None:
+        """Returns when the broker has closed its side too, or after a while."""
+        if self._fd < 0:
+            self._end("stopped")
+            self._deliver()
+            return
+        # paho closes right after writing. Unread bytes would make that a reset, which can overtake the DISCONNECT: so
+        # the connection is kept open by a second descriptor until the broker has closed it.
+        with socket.socket(fileno=os.dup(self._fd)) as linger, contextlib.suppress(OSError, TimeoutError):
+            linger.setblocking(False)
+            async with asyncio.timeout(self._config.connect_timeout_s / 2):
+                self._client.disconnect()
+                await asyncio.wait((self._ended,))
+                linger.shutdown(socket.SHUT_WR)
+                while await self._loop.sock_recv(linger, 65536):
+                    pass
+        self._end("disconnect was not sent in time")
+        self._deliver()
+
+    def close(self) -> None:
+        """Drop the connection without a DISCONNECT, where it is still open."""
+        self._end("dropped")
+        self._detach()
+        if (open_socket := self._client.socket()) is not None:
+            open_socket.close()
+
+    # -- setting up
+
+    def _new_client(self) -> "_Client":
+        config = self._config
+        client = _Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=config.client_id,
+            clean_session=None if self.protocol == V5 else False,
+            protocol=self.protocol,
+            transport={"unix": "unix", "ws": "websockets", "wss": "websockets"}.get(config.scheme, "tcp"),  # type: ignore[arg-type]
+            reconnect_on_failure=False,  # or paho connects again by itself, blocking, when 3.1.1 is refused
+            manual_ack=True,
+        )
+        client.connect_timeout = config.connect_timeout_s
+        client.max_inflight_messages_set(0)  # the window is ours: paho's walks its table at every PUBACK
+        client.enable_logger(self._last_error.logger)
+        client.username_pw_set(config.username, config.password)
+        client.ws_set_options(config.path)
+        if config.will is not None:
+            will_properties = None
+            if self.protocol == V5:
+                delay = config.will_delay_s
+                will_properties = _properties(PacketTypes.WILLMESSAGE, config.will, WillDelayInterval=delay)
+            client.will_set(config.will.topic, config.will.payload, 1, config.will.retain, will_properties)
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_disconnect = self._on_disconnect
+        return client
+
+    async def _open(self) -> None:
+        connecting = _in_thread(self._connect, abandoned=self.close)
+        try:
+            await asyncio.wait((connecting, self._ended), return_when=asyncio.FIRST_COMPLETED)
+            if self._ended.done():
+                return
+            connecting.result()
+        finally:
+            connecting.cancel()
+        if (opened := self._client.socket()) is None:
+            raise ConnectionError(self.reason or "closed by the broker")
+        self.unanswered = True
+        self._fd = opened.fileno()
+        self._pending = getattr(opened, "pending", int)
+        self._client.on_socket_close = lambda *_: self._detach()
+        self._client.on_socket_register_write = self._want_write
+        self._client.on_socket_unregister_write = self._written
+        self._loop.add_reader(self._fd, self._on_readable)
+        self._on_writable()
+
+    def _connect(self) -> None:
+        """Blocks; in a thread."""
+        config = self._config
+        if config.scheme in ("mqtts", "wss"):
+            self._client.tls_set_context(_tls_context(config))
+        port = config.port or PORTS[config.scheme]
+        if self.protocol == V311:
+            self._client.connect(config.host, port, config.keepalive_s)
+            return
+        properties = _properties(
+            PacketTypes.CONNECT,
+            SessionExpiryInterval=config.session_expiry_s,
+            ReceiveMaximum=config.receive_maximum,
+            MaximumPacketSize=config.max_incoming_bytes,
+        )
+        self._client.connect(config.host, port, config.keepalive_s, clean_start=False, properties=properties)
+
+    def _detach(self) -> None:
+        """Before the descriptor is closed: its number will be used again."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+            self._fd = -1
+
+    # -- the event loop's side
+
+    def _on_readable(self) -> None:
+        self._step(self._read)
+
+    def _on_writable(self) -> None:
+        self._step(self._client.loop_write)
+        if self._fd >= 0 and self._client.want_write():
+            self._loop.add_writer(self._fd, self._on_writable)
+
+    def _read(self) -> None:
+        """Read until nothing comes: one call of loop_read may read only one packet."""
+        while len(self._received) < BATCH:
+            before = len(self._received) + len(self._acks)
+            self._client.loop_read()
+            progress = len(self._received) + len(self._acks) > before
+            if self._fd < 0 or not (progress or self._pending()):
+                return
+        self._loop.call_soon(self._on_readable)  # the selector doesn't see what TLS has decrypted already
+
+    def _step(self, work: Callable[[], object]) -> None:
+        """Let paho work, then tell the handler. An exception of the handler's ends `run`."""
+        if self._ended.done():
+            return
+        try:
+            work()
+        except Exception as error:  # paho 2.1 raises what it can't parse
+            log.debug("paho failed", exc_info=True)
+            self._end(f"cannot read the broker's packet: {error!r}")
+        try:
+            self._deliver()
+        except Exception as error:
+            if not self._ended.done():
+                self._ended.set_exception(error)
+
+    def _deliver(self) -> None:
+        if self._granted is not None and not self.ready:
+            self._become_ready(self._granted)
+        if self._acks:
+            acks, self._acks = self._acks, []
+            self._handler.published(acks)
+        if self._received and self.ready:
+            messages, self._received = self._received, []
+            self._handler.received(messages)
+        if self._ended_at is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def _become_ready(self, granted: list[int]) -> None:
+        for topic_filter, code in zip(self._config.subscriptions, granted, strict=False):
+            if code >= 0x80:
+                log.error("the broker refused the subscription to %s (%#x): allow it in its ACL", topic_filter, code)
+        self.ready = True
+        version, session = VERSIONS[self.protocol], "resumed" if self._session_present else "new"
+        log.info("connected to %s (MQTT %s, %s session)", self._config.address, version, session)
+        self._handler.connected(session_present=self._session_present, version=version)
+
+    def _end(self, reason: str, code: int = 0x80) -> None:
+        """Note the end; the first reason is the cause."""
+        if self._ended_at is None:
+            self._ended_at = self._loop.time()
+            self.reason, self.code = reason, code
+
+    # -- paho's callbacks
+
+    def _on_connect(self, _c: Any, _u: Any, flags: Any, reason: ReasonCode, properties: Properties | None) -> None:
+        if reason.is_failure:
+            advice = ADVICE.get(reason.value, "look into the broker's log")
+            self.unanswered = False
+            self._end(f"the broker refused the connection: {reason}; {advice}", reason.value)
+            return
+        self.unanswered = False
+        self._accepted_at = self._loop.time()
+        self._session_present = flags.session_present
+        self._window = min(self._window, getattr(properties, "ReceiveMaximum", 65535))
+        self._max_packet = getattr(properties, "MaximumPacketSize", MAX_PACKET)
+        # paho 2.1 ignores the server's keepalive; 2.2 takes it even when it is none, and would never find a dead link.
+        ours = self._config.keepalive_s
+        self._client._keepalive = min(ours, getattr(properties, "ServerKeepAlive", ours) or ours)
+        if self._probe:
+            self._client.disconnect()
+        elif not self._config.subscriptions:
+            self._granted = []
+        elif self.protocol == V5:
+            options = SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True, retainHandling=1)
+            self._client.subscribe([(topic_filter, options) for topic_filter in self._config.subscriptions])
+        else:
+            self._client.subscribe([(topic_filter, 1) for topic_filter in self._config.subscriptions])
+
+    def _on_subscribe(self, _c: Any, _u: Any, _mid: int, reasons: list[ReasonCode], _p: Any) -> None:
+        self._granted = [reason.value for reason in reasons]
+
+    def _on_publish(self, _c: Any, _u: Any, mid: int, reason: ReasonCode, _p: Any) -> None:
+        self._in_flight -= 1
+        self._acks.append((self.number << 16 | mid, reason.value))
+
+    def _on_message(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            log.warning("ignored a message whose topic is not UTF-8")
+            self._client.ack(message.mid, message.qos)
+            return
+        log.debug("< %s (%d bytes)", topic, len(message.payload))
+        self._received.append(
+            Incoming(
+                topic=topic,
+                payload=bytes(message.payload),
+                retain=message.retain,
+                dup=message.dup,
+                response_topic=getattr(message.properties, "ResponseTopic", None),
+                correlation=getattr(message.properties, "CorrelationData", None),
+                mid=message.mid,
+                connection=self.number,
+            )
+        )
+
+    def _want_write(self, _c: Any, _u: Any, _socket: Any) -> None:
+        self._loop.call_soon(self._on_writable)  # a socket is nearly always writable: no need to ask the selector
+
+    def _written(self, _c: Any, _u: Any, _socket: Any) -> None:
+        self._loop.remove_writer(self._fd)
+
+    def _on_disconnect(self, _c: Any, _u: Any, flags: Any, reason: ReasonCode, _p: Any) -> None:
+        closed = not flags.is_disconnect_packet_from_server and reason.value == 0x80
+        detail = self._last_error.text or "closed by the broker" if closed else str(reason)
+        self._end(f"connection ended: {detail}", reason.value)
+
+
+class _Client(paho.Client):
+    """paho, without its loss of a packet that a websocket took only in part."""
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        sent = super()._sock_send(buf)
+        if not sent and buf:  # the websocket keeps the rest, and wants the same packet again
+            raise BlockingIOError
+        return sent
+
+
+class _LastError(logging.Handler):
+    """The last error paho logged: it tells the cause of a lost connection nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self.logger = logging.Logger("paho", logging.ERROR)  # not in the hierarchy: nothing of it is written
+        self.logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+class _TlsContext(ssl.SSLContext):
+    """Verifies the broker by `server_name`; paho only knows the host it connects to."""
+
+    server_name: str | None = None
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        if self.server_name is not None:
+            options["server_hostname"] = self.server_name
+        return super().wrap_socket(*args, **options)
+
+
+class _Packed(Properties):
+    """Packed once: paho's own walks all known properties at every publish."""
+
+    packed: bytes
+
+    def __init__(self, properties: Properties) -> None:
+        object.__setattr__(self, "packed", properties.pack())  # type: ignore[no-untyped-call]
+
+    def pack(self) -> bytes:
+        return self.packed
+
+
+def _properties(packet_type: int, publication: Publication | None = None, **values: object) -> Properties:
+    properties = Properties(packet_type)  # type: ignore[no-untyped-call]
+    if publication is not None:
+        values |= {"PayloadFormatIndicator": 1, "ContentType": publication.content_type}
+        if publication.expiry_s is not None:
+            values["MessageExpiryInterval"] = publication.expiry_s
+        if publication.schema is not None:
+            values["UserProperty"] = ("schema", publication.schema)
+        if publication.correlation is not None:
+            values["CorrelationData"] = publication.correlation
+    for name, value in values.items():
+        setattr(properties, name, value)
+    return properties
+
+
+def _publish_properties(publication: Publication) -> _Packed:
+    if publication.correlation is not None:
+        return _Packed(_properties(PacketTypes.PUBLISH, publication))
+    return _common_properties(publication.expiry_s, publication.schema, publication.content_type)
+
+
+@functools.lru_cache(maxsize=256)
+def _common_properties(expiry_s: int | None, schema: str | None, content_type: str) -> _Packed:
+    common = Publication("", b"", expiry_s=expiry_s, schema=schema, content_type=content_type)
+    return _Packed(_properties(PacketTypes.PUBLISH, common))
+
+
+def _tls_context(config: LinkConfig) -> ssl.SSLContext:
+    context = _TlsContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.server_name = config.server_name
+    try:
+        if config.ca_file is None:
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(config.ca_file)
+    except OSError as error:  # which doesn't say what file
+        raise OSError(f"mqtt.ca_file {config.ca_file}: {error}") from None
+    try:
+        if config.cert_file is not None:
+            context.load_cert_chain(config.cert_file, config.key_file, password="")  # or it asks on the terminal
+    except OSError as error:
+        raise OSError(f"mqtt.cert_file {config.cert_file}, mqtt.key_file {config.key_file}: {error}") from None
+    return context
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{error.verify_message}; check mqtt.ca_file and mqtt.server_name"
+    return str(error) or type(error).__name__
+
+
+def _in_thread(work: Callable[[], None], abandoned: Callable[[], None]) -> asyncio.Future[None]:
+    """Run `work` in a daemon thread, so that a name server without answer doesn't hold up our exit as an executor's
+    thread would. When it ends after its future was cancelled, `abandoned` is called.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if done.done():
+            abandoned()
+        elif error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    def run() -> None:
+        error: Exception | None = None
+        try:
+            work()
+        except Exception as caught:  # for whoever awaits
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="mqtt-connect", daemon=True).start()
+    return done

@@ -1,0 +1,47 @@
+"""Phone numbers: the form that goes on the wire, the form that is published, and the form that may be shown.
+
+Called by the settings (contacts) and by the commands (recipients, values); knows nothing of either.
+"""
+
+import re
+
+import phonenumbers
+
+_PUNCTUATION = str.maketrans("", "", " -./()")
+_DIALLABLE = re.compile(r"\+?[0-9*#]{1,32}")
+
+
+def normalise(number: str) -> str:
+    """The number without the punctuation people write; ValueError when it can't be dialled or may break a datagram."""
+    bare = number.translate(_PUNCTUATION)
+    if not _DIALLABLE.fullmatch(bare) or not any(char.isdigit() for char in bare):
+        raise ValueError("not a phone number; up to 32 digits, * and #, with at most a + in front")
+    return bare
+
+
+def to_e164(number: str, country: str | None) -> str | None:
+    """`+…` for an international number, or for a national one that is valid in `country`; otherwise None.
+
+    Short codes and alphanumeric senders are not numbers: guessing a country in front of them would invent a subscriber.
+    """
+    try:
+        bare = normalise(number)
+    except ValueError:
+        return None
+    if re.fullmatch(r"\+[0-9]+", bare):
+        return bare
+    if country is None or not bare.isdecimal():
+        return None
+    try:
+        parsed = phonenumbers.parse(bare, country)
+    except phonenumbers.NumberParseException:
+        return None
+    if not phonenumbers.is_valid_number(parsed):
+        return None
+    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+
+
+def mask(number: str) -> str:
+    """The number with all but its last three characters hidden; short ones are hidden whole."""
+    shown = 3 if len(number) > 6 else 0
+    return "*" * (len(number) - shown) + number[len(number) - shown :]

@@ -1,0 +1,266 @@
+"""What waits for the broker: the outbox of facts and results, and the retained states.
+
+The outbox is the SQLite table; this holds the part of it that is next, and what is in flight. Facts keep their order;
+a state that changes again before it was sent is sent once. Nothing is dropped before its PUBACK: after a lost
+connection everything unacknowledged is sent again, with the same id.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bridge.limits import LogLimiter
+from bridge.mqtt import MqttLink, Publication, UnsendableError
+from bridge.payloads import STATES, encode, stamped
+from bridge.store import OutboxRow, Store
+
+IN_MEMORY = 2000
+"Messages of the outbox held in memory; the others stay in the store until their turn."
+NO_SUBSCRIBER = 0x10
+REFUSED = 0x80
+PACKET_TOO_LARGE = 0x95
+PARK_S = (60.0, 3600.0)
+"A refused publication is tried again after the first, doubling to the second."
+
+
+@dataclass(slots=True)
+class RetainedState:
+    """What a retained topic says now."""
+
+    topic: str
+    body: bytes
+    schema: str | None
+    "None for the plain words online and offline."
+    expiry_s: int | None
+
+
+Item = OutboxRow | RetainedState
+
+
+@dataclass(slots=True)
+class Parked:
+    """A publication the broker refused."""
+
+    item: Item
+    retry_at: float
+    delay: float
+
+
+class Publisher:
+    """Fills the link's window. `now` is monotonic, `clock` gives unix time."""
+
+    def __init__(self, store: Store, clock: Callable[[], float], birth: RetainedState) -> None:
+        self.published = 0
+        self.acked = 0
+        self.refused = 0
+        self.waiting = store.outbox_size()[0]
+        "Messages in the outbox."
+        self.link: MqttLink | None = None
+        self._store = store
+        self._clock = clock
+        self._birth = birth
+        self._born = False
+        self._facts: deque[OutboxRow] = deque()
+        self._loaded = 0
+        "Everything up to this number of the outbox is in memory or done."
+        self._more = self.waiting > 0
+        self._states: dict[str, RetainedState] = {}
+        self._to_send: dict[str, None] = {}
+        self._in_flight: dict[int, Item] = {}
+        self._parked: dict[int | str, Parked] = {}
+        self._delays: dict[int | str, float] = {}
+        self._done: list[int] = []
+        self._turn = 0
+        self._logs = LogLimiter()
+
+    # -- what is to be published
+
+    def add(self, rows: list[OutboxRow]) -> None:
+        """New messages of the outbox, now durable."""
+        self.waiting += len(rows)
+        if self._more or len(self._facts) + len(rows) > IN_MEMORY:
+            self._more = True
+            return
+        self._facts.extend(rows)
+        self._loaded = rows[-1].n
+
+    def set_payload(self, topic: str, payload: object) -> None:
+        """Publish a state payload, retained, if it is new."""
+        kind = STATES[type(payload)]
+        self.set_state(RetainedState(topic, encode(payload), kind.schema, kind.expiry_s or None))
+
+    def set_availability(self, topic: str, online: bool) -> None:
+        """Publish `online` or `offline`, retained, if it is new."""
+        self.set_state(RetainedState(topic, b"online" if online else b"offline", None, None))
+
+    def set_state(self, state: RetainedState) -> None:
+        """Publish a retained state, if it is new."""
+        known = self._states.get(state.topic)
+        if known is None or known.body != state.body:
+            self._states[state.topic] = state
+            if state.topic not in self._parked:
+                self._to_send[state.topic] = None
+
+    def forget(self, topic: str) -> None:
+        """Remove a retained state from the broker."""
+        if topic in self._states:
+            self.set_state(RetainedState(topic, b"", None, None))
+
+    def refresh(self, prefix: str) -> None:
+        """Publish again every state below a topic."""
+        self._to_send.update((topic, None) for topic in self._states if topic.startswith(prefix))
+
+    # -- the link's events
+
+    def connected(self) -> None:
+        """Everything not acknowledged, and every state, is to be sent on this connection."""
+        self._born = False
+        self.retry_parked()
+        self.refresh("")
+
+    def disconnected(self) -> None:
+        """What was in flight is to be sent again."""
+        rows = sorted((item for item in self._in_flight.values() if isinstance(item, OutboxRow)), key=lambda row: row.n)
+        self._facts.extendleft(reversed(rows))
+        self._in_flight.clear()
+
+    def acknowledged(self, acks: list[tuple[int, int]], now: float) -> list[tuple[Item, int]]:
+        """Take PUBACKs; returns the publications of which somebody should hear, with their reason codes."""
+        notable: list[tuple[Item, int]] = []
+        for token, code in acks:
+            item = self._in_flight.pop(token, None)
+            if item is None:
+                continue
+            if code >= REFUSED:
+                self._park(item, now)
+                notable.append((item, code))
+                continue
+            self.acked += 1
+            if isinstance(item, OutboxRow):
+                self._done.append(item.n)
+                self._delays.pop(item.n, None)
+                if code == NO_SUBSCRIBER and item.schema not in ("result", "bridge_event"):
+                    notable.append((item, code))
+                continue
+            self._delays.pop(item.topic, None)
+            if not item.body and self._states.get(item.topic) is item:
+                del self._states[item.topic]
+        return notable
+
+    def retry_parked(self, now: float | None = None) -> None:
+        """Try refused publications again: those that are due, or all."""
+        due = [key for key, parked in self._parked.items() if now is None or now >= parked.retry_at]
+        rows = []
+        for key in due:
+            item = self._parked.pop(key).item
+            if isinstance(item, OutboxRow):
+                rows.append(item)
+            else:
+                self._to_send[item.topic] = None
+        self._facts.extendleft(sorted(rows, key=lambda row: -row.n))
+
+    # -- towards the link
+
+    def drain(self, now: float) -> list[tuple[Item, int]]:
+        """Publish while the window has room; returns what can't be sent at all, with the reason code it would get."""
+        link = self.link
+        unsendable: list[tuple[Item, int]] = []
+        if link is None or not link.connected:
+            return unsendable
+        while link.room > 0 and (item := self._next()) is not None:
+            try:
+                token = link.publish(self._publication(item))
+            except UnsendableError:
+                self._park(item, now)
+                unsendable.append((item, PACKET_TOO_LARGE))
+                continue
+            if token is None:
+                self._put_back(item)
+                break
+            self.published += 1
+            self._in_flight[token] = item
+        return unsendable
+
+    def take_done(self) -> list[int]:
+        """Numbers of the outbox that the broker has; to be deleted."""
+        done, self._done = self._done, []
+        self.waiting -= len(done)
+        return done
+
+    def not_deleted(self, numbers: list[int]) -> None:
+        """Deleting failed: later, then."""
+        self._done.extend(numbers)
+        self.waiting += len(numbers)
+
+    @property
+    def done_count(self) -> int:
+        """How many are to be deleted."""
+        return len(self._done)
+
+    @property
+    def oldest(self) -> float | None:
+        """Unix time of the oldest message that the broker does not have."""
+        rows = [item for item in self._in_flight.values() if isinstance(item, OutboxRow)]
+        rows += [parked.item for parked in self._parked.values() if isinstance(parked.item, OutboxRow)]
+        if self._facts:
+            rows.append(self._facts[0])
+        return min((row.at for row in rows), default=None)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is in flight and nothing waits that could be sent now."""
+        return not self._in_flight and not self._to_send and not self._facts and not self._more
+
+    def _next(self) -> Item | None:
+        """States first until the birth message, then mostly facts: an alarm must not wait for 10,000 states."""
+        self._turn += 1
+        if self._to_send and (not self._born or self._turn % 4 == 0 or not self._has_facts()):
+            topic = next(iter(self._to_send))
+            del self._to_send[topic]
+            return self._states[topic]
+        if not self._born:
+            if self._in_flight:
+                return None  # `online` only when every retained state is in place
+            self._born = True
+            return self._birth
+        return self._facts.popleft() if self._has_facts() else None
+
+    def _has_facts(self) -> bool:
+        if not self._facts and self._more:
+            page = self._store.outbox(self._loaded, IN_MEMORY)
+            self._more = len(page) == IN_MEMORY
+            self._facts.extend(page)
+            if page:
+                self._loaded = page[-1].n
+        return bool(self._facts)
+
+    def _publication(self, item: Item) -> Publication:
+        match item:
+            case OutboxRow():
+                return Publication(
+                    item.topic,
+                    stamped(item.body, self._clock()),
+                    expiry_s=item.expiry_s,
+                    schema=item.schema,
+                    correlation=item.correlation,
+                )
+            case RetainedState(schema=None):
+                return Publication(item.topic, item.body, retain=True, content_type="text/plain")
+            case RetainedState():
+                body = stamped(item.body, self._clock())
+                return Publication(item.topic, body, retain=True, expiry_s=item.expiry_s, schema=item.schema)
+
+    def _put_back(self, item: Item) -> None:
+        if isinstance(item, OutboxRow):
+            self._facts.appendleft(item)
+        elif item is self._birth:
+            self._born = False
+        else:
+            self._to_send[item.topic] = None
+
+    def _park(self, item: Item, now: float) -> None:
+        key = item.n if isinstance(item, OutboxRow) else item.topic
+        delay = min(self._delays.get(key, PARK_S[0] / 2) * 2, PARK_S[1])
+        self._delays[key] = delay
+        self.refused += 1
+        self._parked[key] = Parked(item, now + delay, delay)

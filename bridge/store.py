@@ -1,0 +1,435 @@
+"""What must survive: an SQLite file in WAL mode with full synchronisation.
+
+`Store` knows tables, not meaning: `bridge.ledger` and `bridge.intake` decide what is written, inside one
+`transaction()` for each batch of input. Everything here is synchronous; a commit is the one place where the program
+waits for the disk.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge.goip.server import LineMemory
+
+TERMINAL = ("delivered", "undelivered", "failed", "expired", "cancelled")
+
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+    CREATE TABLE line (
+        name TEXT PRIMARY KEY, host TEXT NOT NULL, port INTEGER NOT NULL, count INTEGER NOT NULL,
+        reboots INTEGER NOT NULL, fields TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    -- events of the boxes that were taken, so that their repeats are acknowledged and not published again
+    CREATE TABLE repeat (key BLOB NOT NULL, line TEXT NOT NULL, at REAL NOT NULL) STRICT;
+    CREATE INDEX repeat_at ON repeat (at);
+    -- facts and results the broker has not acknowledged; AUTOINCREMENT, so that a number never comes again
+    CREATE TABLE outbox (
+        n INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, schema TEXT NOT NULL, expiry_s INTEGER NOT NULL,
+        body BLOB NOT NULL, correlation BLOB, at REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE command (
+        n INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, id TEXT NOT NULL, payload TEXT NOT NULL,
+        minted INTEGER NOT NULL, target TEXT NOT NULL, path TEXT NOT NULL, response_topic TEXT, correlation BLOB,
+        warnings TEXT NOT NULL, at REAL NOT NULL, result BLOB
+    ) STRICT;
+    CREATE UNIQUE INDEX command_key ON command (topic, id) WHERE NOT minted;
+    CREATE INDEX command_minted ON command (topic, payload) WHERE minted;
+    CREATE INDEX command_at ON command (at);
+    CREATE INDEX command_open ON command (n) WHERE result IS NULL;
+    CREATE TABLE job (
+        job TEXT PRIMARY KEY, cmd TEXT NOT NULL, line TEXT NOT NULL, total INTEGER NOT NULL, started REAL NOT NULL,
+        ended REAL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE sms (
+        n INTEGER PRIMARY KEY AUTOINCREMENT, msg TEXT NOT NULL UNIQUE, cmd TEXT NOT NULL, job TEXT,
+        line TEXT NOT NULL, number TEXT NOT NULL, text TEXT NOT NULL, priority INTEGER NOT NULL,
+        guarantee TEXT NOT NULL, src TEXT, created REAL NOT NULL, expires REAL,
+        state TEXT NOT NULL, attempt INTEGER NOT NULL DEFAULT 0, sendid INTEGER, telid INTEGER, sms_no INTEGER,
+        changed REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX sms_queue ON sms (line, priority DESC, n) WHERE state = 'queued';
+    CREATE INDEX sms_expires ON sms (expires) WHERE state = 'queued' AND expires IS NOT NULL;
+    CREATE INDEX sms_open ON sms (state, changed) WHERE state IN ('sending', 'unknown');
+    CREATE INDEX sms_no ON sms (line, sms_no, changed) WHERE sms_no IS NOT NULL;
+    CREATE INDEX sms_job ON sms (job, state) WHERE job IS NOT NULL;
+    CREATE INDEX sms_changed ON sms (changed);
+    -- delivery reports that came before their OK
+    CREATE TABLE report (
+        n INTEGER PRIMARY KEY, line TEXT NOT NULL, sms_no INTEGER, state INTEGER NOT NULL, number TEXT NOT NULL,
+        at REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE traffic (
+        line TEXT NOT NULL, day TEXT NOT NULL, sent INTEGER NOT NULL, delivered INTEGER NOT NULL,
+        failed INTEGER NOT NULL, unknown INTEGER NOT NULL, received INTEGER NOT NULL, PRIMARY KEY (line, day)
+    ) STRICT, WITHOUT ROWID;
+    """,
+)
+"""Each brings the schema one `user_version` further. Never edited once released, only appended to."""
+
+
+class StoreError(Exception):
+    """The store can't be written or read now: disk full, read-only, I/O error, locked. What was tried is undone."""
+
+
+class StoreUnusable(Exception):  # noqa: N818 - not an error to catch and go on
+    """The file is not a store, is damaged, or was made by a newer version. `args[0]` says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A fact or result on its way to the broker."""
+
+    n: int
+    topic: str
+    schema: str
+    expiry_s: int
+    body: bytes
+    correlation: bytes | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class SmsRow:
+    """One recipient's SMS."""
+
+    n: int
+    msg: str
+    cmd: str
+    job: str | None
+    line: str
+    number: str
+    text: str
+    priority: int
+    guarantee: str
+    src: str | None
+    created: float
+    expires: float | None
+    state: str
+    attempt: int
+    sendid: int | None
+    telid: int | None
+    sms_no: int | None
+    changed: float
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRow:
+    """A command that was accepted."""
+
+    n: int
+    topic: str
+    id: str
+    payload: str
+    minted: bool
+    target: str
+    path: str
+    response_topic: str | None
+    correlation: bytes | None
+    warnings: str
+    at: float
+    result: bytes | None
+
+
+class Store:
+    """The durable tables. Raises `StoreUnusable` when the file can't serve as a store, `StoreError` later on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_new = not path.exists() or path.stat().st_size == 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=5, cached_statements=256)
+            self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise StoreUnusable(f"{path}: {error}; check that it is a store of this program and writable") from None
+
+    def _open(self) -> None:
+        db = self._db
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # two bridges on one store would send twice
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA temp_store = MEMORY")
+        damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise StoreUnusable(f"{self.path}: damaged ({damage}); restore a backup, or move it away to begin anew")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise StoreUnusable(f"{self.path}: made by a newer version of this program (schema {version}); upgrade")
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, and on disk when it ends. Raises `StoreError`."""
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            yield
+            db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            self._rollback()
+            raise StoreError(str(error)) from None
+        except BaseException:
+            self._rollback()
+            raise
+
+    def _rollback(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    # -- meta
+
+    def get(self, key: str) -> Any:
+        """A value kept by name; None when there is none."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def put(self, key: str, value: int | float | str) -> None:
+        """Keep a value by name."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    # -- lines
+
+    def save_line(self, name: str, memory: LineMemory) -> None:
+        """Remember where a line is."""
+        host, port = memory.address
+        fields = json.dumps(memory.fields)
+        self._db.execute(
+            "INSERT OR REPLACE INTO line VALUES (?, ?, ?, ?, ?, ?)",
+            (name, host, port, memory.count, memory.reboots, fields),
+        )
+
+    def lines(self) -> Iterator[tuple[str, LineMemory]]:
+        """Every line ever heard."""
+        for name, host, port, count, reboots, fields in self._db.execute("SELECT * FROM line"):
+            yield name, LineMemory(address=(host, port), count=count, reboots=reboots, fields=json.loads(fields))
+
+    # -- repeats
+
+    def add_repeats(self, rows: Iterable[tuple[bytes, str, float]]) -> None:
+        """Remember events by (key, line, unix time)."""
+        self._db.executemany("INSERT INTO repeat VALUES (?, ?, ?)", rows)
+
+    def repeats(self, since: float) -> Iterator[tuple[bytes, str, float]]:
+        """Events remembered since then, oldest first."""
+        yield from self._db.execute("SELECT key, line, at FROM repeat WHERE at >= ? ORDER BY at", (since,))
+
+    # -- outbox
+
+    def add_outbox(self, rows: list[tuple[str, str, int, bytes, bytes | None, float]]) -> int:
+        """Append (topic, schema, expiry, body, correlation, unix time); returns the number of the first."""
+        # Outside a transaction of others the numbers of one executemany are consecutive: there is one writer.
+        self._db.executemany(
+            "INSERT INTO outbox (topic, schema, expiry_s, body, correlation, at) VALUES (?, ?, ?, ?, ?, ?)", rows
+        )
+        last: int = self._db.execute("SELECT last_insert_rowid()").fetchone()[0]
+        return last - len(rows) + 1
+
+    def outbox(self, after: int, limit: int) -> list[OutboxRow]:
+        """The next messages in order."""
+        cursor = self._db.execute("SELECT * FROM outbox WHERE n > ? ORDER BY n LIMIT ?", (after, limit))
+        return [OutboxRow(*row) for row in cursor]
+
+    def outbox_size(self) -> tuple[int, float | None]:
+        """How many wait, and since when the oldest does."""
+        count, oldest = self._db.execute("SELECT count(*), min(at) FROM outbox").fetchone()
+        return count, oldest
+
+    def delete_outbox(self, numbers: Iterable[int]) -> None:
+        """Drop messages the broker has acknowledged."""
+        self._db.executemany("DELETE FROM outbox WHERE n = ?", ((n,) for n in numbers))
+
+    # -- commands
+
+    def add_command(
+        self,
+        *,
+        topic: str,
+        id: str,
+        payload: str,
+        minted: bool,
+        target: str,
+        path: str,
+        response_topic: str | None,
+        correlation: bytes | None,
+        warnings: list[str],
+        at: float,
+    ) -> int:
+        """Accept a command; returns its number."""
+        if not minted:  # one older than the callers look back
+            self._db.execute("DELETE FROM command WHERE topic = ? AND id = ? AND NOT minted", (topic, id))
+        words = json.dumps(warnings)
+        cursor = self._db.execute(
+            "INSERT INTO command (topic, id, payload, minted, target, path, response_topic, correlation, warnings, at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (topic, id, payload, minted, target, path, response_topic, correlation, words, at),
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def command(self, n: int) -> CommandRow | None:
+        """An accepted command by number."""
+        return self._command("n = ?", n)
+
+    def command_by_id(self, topic: str, id: str, since: float) -> CommandRow | None:
+        """An accepted command by its key of idempotency."""
+        return self._command("topic = ? AND id = ? AND NOT minted AND at >= ?", topic, id, since)
+
+    def command_by_payload(self, topic: str, payload: str, since: float) -> CommandRow | None:
+        """The newest accepted command without an id of its own."""
+        return self._command("topic = ? AND payload = ? AND minted AND at >= ? ORDER BY n DESC", topic, payload, since)
+
+    def open_commands(self) -> list[CommandRow]:
+        """Accepted commands that have no result yet."""
+        return [CommandRow(*row) for row in self._db.execute("SELECT * FROM command WHERE result IS NULL ORDER BY n")]
+
+    def set_result(self, n: int, result: bytes) -> None:
+        """Keep a command's result for its repeats."""
+        self._db.execute("UPDATE command SET result = ? WHERE n = ?", (result, n))
+
+    def _command(self, where: str, *arguments: object) -> CommandRow | None:
+        row = self._db.execute(f"SELECT * FROM command WHERE {where} LIMIT 1", arguments).fetchone()
+        return CommandRow(*row) if row else None
+
+    # -- SMS
+
+    def add_job(self, job: str, cmd: str, line: str, total: int, started: float) -> None:
+        """Begin a job."""
+        self._db.execute("INSERT INTO job VALUES (?, ?, ?, ?, ?, NULL)", (job, cmd, line, total, started))
+
+    def add_sms(self, **columns: Any) -> int:
+        """Queue one SMS; returns its number."""
+        names = ", ".join(columns)
+        marks = ", ".join("?" * len(columns))
+        cursor = self._db.execute(f"INSERT INTO sms ({names}) VALUES ({marks})", tuple(columns.values()))
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def sms(self, n: int) -> SmsRow | None:
+        """One SMS by number."""
+        rows = self._sms("n = ?", n)
+        return rows[0] if rows else None
+
+    def update_sms(self, n: int, **columns: Any) -> None:
+        """Change columns of one SMS."""
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        self._db.execute(f"UPDATE sms SET {assignments} WHERE n = ?", (*columns.values(), n))
+
+    def queued(self, line: str, limit: int) -> list[SmsRow]:
+        """What a line should send next: highest priority first, then first come first served."""
+        return self._sms("line = ? AND state = 'queued' ORDER BY priority DESC, n LIMIT ?", line, limit)
+
+    def queued_lines(self) -> list[str]:
+        """Lines with something to send."""
+        return [row[0] for row in self._db.execute("SELECT DISTINCT line FROM sms WHERE state = 'queued'")]
+
+    def expired(self, now: float) -> list[SmsRow]:
+        """Queued SMS whose time is over."""
+        return self._sms("state = 'queued' AND expires IS NOT NULL AND expires <= ? LIMIT 500", now)
+
+    def in_state(self, state: str, *, before: float = 1e18, since: float = 0) -> list[SmsRow]:
+        """SMS that are `sending` or `unknown` and became so in a span of time."""
+        return self._sms("state = ? AND changed >= ? AND changed <= ? ORDER BY n", state, since, before)
+
+    def by_sms_no(self, line: str, sms_no: int, since: float) -> list[SmsRow]:
+        """SMS that a gateway gave this number, newest first."""
+        return self._sms("line = ? AND sms_no = ? AND changed >= ? ORDER BY changed DESC, n DESC", line, sms_no, since)
+
+    def _sms(self, where: str, *arguments: object) -> list[SmsRow]:
+        return [SmsRow(*row) for row in self._db.execute(f"SELECT * FROM sms WHERE {where}", arguments)]
+
+    def queue_counts(self) -> dict[str, tuple[int, int]]:
+        """(queued, active) by line; lines with neither are absent."""
+        query = "SELECT line, count(*) FROM sms WHERE state = '{}' GROUP BY line"  # each has its partial index
+        queued = dict(self._db.execute(query.format("queued")).fetchall())
+        active = dict(self._db.execute(query.format("sending")).fetchall())
+        return {line: (queued.get(line, 0), active.get(line, 0)) for line in queued | active}
+
+    # -- jobs
+
+    def job(self, job: str) -> tuple[str, str, int, float, float | None] | None:
+        """(command id, line, total, started, ended)."""
+        row = self._db.execute("SELECT cmd, line, total, started, ended FROM job WHERE job = ?", (job,)).fetchone()
+        return tuple(row) if row else None
+
+    def job_counts(self, job: str) -> dict[str, int]:
+        """Recipients of a job by state."""
+        return dict(self._db.execute("SELECT state, count(*) FROM sms WHERE job = ? GROUP BY state", (job,)).fetchall())
+
+    def end_jobs(self, jobs: Iterable[str], at: float) -> None:
+        """Note that nothing of these jobs waits any more."""
+        rows = ((at, job) for job in jobs)
+        self._db.executemany("UPDATE job SET ended = ? WHERE job = ? AND ended IS NULL", rows)
+
+    def jobs(self) -> list[str]:
+        """All jobs still remembered."""
+        return [row[0] for row in self._db.execute("SELECT job FROM job ORDER BY started")]
+
+    # -- delivery reports
+
+    def add_report(self, line: str, sms_no: int | None, state: int, number: str, at: float) -> None:
+        """Hold a report that matches nothing yet."""
+        self._db.execute(
+            "INSERT INTO report (line, sms_no, state, number, at) VALUES (?, ?, ?, ?, ?)",
+            (line, sms_no, state, number, at),
+        )
+
+    def reports(self, line: str, sms_no: int) -> list[tuple[int, int, str]]:
+        """(n, state, number) of held reports with this number."""
+        cursor = self._db.execute("SELECT n, state, number FROM report WHERE line = ? AND sms_no = ?", (line, sms_no))
+        return cursor.fetchall()
+
+    def old_reports(self, before: float) -> list[tuple[int, str, int | None, int, str]]:
+        """(n, line, sms_no, state, number) of reports held since before then."""
+        return self._db.execute("SELECT n, line, sms_no, state, number FROM report WHERE at <= ?", (before,)).fetchall()
+
+    def delete_report(self, n: int) -> None:
+        """Let go of a held report."""
+        self._db.execute("DELETE FROM report WHERE n = ?", (n,))
+
+    # -- traffic
+
+    def count(self, line: str, day: str, counts: dict[str, int]) -> None:
+        """Add to a line's counters of a day."""
+        values = [counts.get(name, 0) for name in ("sent", "delivered", "failed", "unknown", "received")]
+        self._db.execute(
+            "INSERT INTO traffic VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (line, day) DO UPDATE SET "
+            "sent = sent + ?3, delivered = delivered + ?4, failed = failed + ?5, unknown = unknown + ?6, "
+            "received = received + ?7",
+            (line, day, *values),
+        )
+
+    def traffic(self, day: str = "%") -> dict[str, dict[str, int]]:
+        """Counters by line: of one day, or of all."""
+        cursor = self._db.execute(
+            "SELECT line, sum(sent), sum(delivered), sum(failed), sum(unknown), sum(received) FROM traffic "
+            "WHERE day LIKE ? GROUP BY line",
+            (day,),
+        )
+        names = ("sent", "delivered", "failed", "unknown", "received")
+        return {line: dict(zip(names, counts, strict=True)) for line, *counts in cursor}
+
+    # -- housekeeping
+
+    def prune(self, *, repeats: float, commands: float, sms: float) -> list[str]:
+        """Forget what is older than these unix times; returns the jobs forgotten."""
+        db = self._db
+        db.execute("DELETE FROM repeat WHERE at < ?", (repeats,))
+        db.execute("DELETE FROM command WHERE at < ? AND result IS NOT NULL", (commands,))
+        jobs = [row[0] for row in db.execute("SELECT job FROM job WHERE ended < ?", (sms,))]
+        db.execute("DELETE FROM job WHERE ended < ?", (sms,))
+        db.execute(
+            "DELETE FROM sms WHERE changed < ? AND state NOT IN ('queued', 'sending') "
+            "AND (job IS NULL OR job NOT IN (SELECT job FROM job))",
+            (sms,),
+        )
+        return jobs

@@ -1,0 +1,835 @@
+"""The MQTT link against real brokers, and against scripted ones where a real one can't be made to misbehave."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+from brokers import SERVER_NAME, Mosquitto, amqtt_broker, find_mosquitto, make_certificates
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication, UnsendableError
+
+pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+
+both_versions = pytest.mark.parametrize("version", ["5", "3.1.1"])
+COMMANDS = "goip/+/cmd/#"
+WILL = Publication("goip/bridge/availability", b"offline", retain=True, content_type="text/plain")
+PATIENCE_S = 20.0
+ROOMY = "max_inflight_messages 100\nmax_queued_messages 5000"  # the first is the broker's receive maximum
+
+
+class Recorder:
+    """A handler that keeps everything, for tests to wait on."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.sessions: list[bool] = []
+        self.batches: list[list[Incoming]] = []
+        self.acks: dict[int, int] = {}
+        self.reasons: list[str] = []
+        self.takeovers = 0
+        self.on_published: Callable[[], None] = lambda: None
+        self.on_received: Callable[[list[Incoming]], None] = lambda messages: None
+        self._changed = asyncio.Event()
+
+    @property
+    def messages(self) -> list[Incoming]:
+        return [message for batch in self.batches for message in batch]
+
+    def connected(self, *, session_present: bool, version: str) -> None:
+        self.sessions.append(session_present)
+        self._note(f"connected {version}")
+
+    def disconnected(self, reason: str) -> None:
+        self.reasons.append(reason)
+        self._note("disconnected")
+
+    def received(self, messages: list[Incoming]) -> None:
+        self.batches.append(messages)
+        self.on_received(messages)
+        self._note("received")
+
+    def published(self, acks: list[tuple[int, int]]) -> None:
+        self.acks.update(acks)
+        self.on_published()
+        self._note("published")
+
+    def takeover(self) -> None:
+        self.takeovers += 1
+        self._note("takeover")
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_connected(self, times: int = 1) -> None:
+        await self.until(lambda: len(self.sessions) >= times)
+
+    async def reason_code(self, token: int | None) -> int:
+        assert token is not None
+        await self.until(lambda: token in self.acks)
+        return self.acks[token]
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        self._changed.set()
+
+
+class Links:
+    """Starts links and ends them with the test."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[MqttLink, asyncio.Task[None]] = {}
+
+    def start(self, broker: Mosquitto | int, **config: Any) -> tuple[MqttLink, Recorder]:
+        where = {"port": broker} if isinstance(broker, int) else {"port": broker.port}
+        defaults = LinkConfig(
+            host="127.0.0.1",
+            client_id="goip-bridge-test",
+            subscriptions=(COMMANDS,),
+            backoff_s=(0.05, 0.2),
+            stable_s=0.0,  # no lost connection is suspected to be a takeover
+        )
+        recorder = Recorder()
+        link = MqttLink(replace(defaults, **(where | config)), recorder)
+        self._tasks[link] = asyncio.create_task(link.run())
+        return link, recorder
+
+    async def result(self, link: MqttLink) -> None:
+        await asyncio.wait_for(self._tasks[link], PATIENCE_S)
+
+    async def cancel(self, link: MqttLink) -> None:
+        self._tasks[link].cancel()
+        await asyncio.wait((self._tasks[link],))
+
+    async def close(self) -> None:
+        for link in self._tasks:
+            await self.cancel(link)
+
+
+@pytest.fixture
+async def links() -> AsyncIterator[Links]:
+    links = Links()
+    yield links
+    await links.close()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path, ROOMY) as mosquitto:
+        yield mosquitto
+
+
+@contextlib.asynccontextmanager
+async def client(port: int, *filters: str, version: str = "5", **options: Any) -> AsyncIterator[aiomqtt.Client]:
+    """An independent client, subscribed when it is yielded."""
+    protocol = aiomqtt.ProtocolVersion.V5 if version == "5" else aiomqtt.ProtocolVersion.V311
+    async with aiomqtt.Client("127.0.0.1", port, protocol=protocol, **options) as other:
+        for topic_filter in filters:
+            await other.subscribe(topic_filter, qos=1)
+        yield other
+
+
+async def next_message(other: aiomqtt.Client) -> aiomqtt.Message:
+    async with asyncio.timeout(PATIENCE_S):
+        return await anext(aiter(other.messages))
+
+
+async def logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while text not in caplog.text:  # noqa: ASYNC110 - a log has no event to wait for
+            await asyncio.sleep(0.01)
+
+
+def sever(link: MqttLink) -> None:
+    """Cut the connection under the link, as a network would."""
+    assert link._connection is not None
+    with socket.socket(fileno=socket.dup(link._connection._fd)) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
+
+
+# -- publishing
+
+
+async def test_a_publication_arrives_with_exactly_its_properties(broker: Mosquitto, links: Links) -> None:
+    link, handler = links.start(broker)
+    await handler.until_connected()
+    async with client(broker.port, "goip/#") as other:
+        full = Publication("goip/a/delivery", b'{"v":1}', expiry_s=600, schema="delivery", correlation=b"\x00\xff")
+        tokens = [link.publish(full), link.publish(Publication("goip/a/state", b"{}")), link.publish(WILL)]
+        first, second, third = [await next_message(other) for _ in tokens]
+    assert (str(first.topic), first.payload, first.qos, first.retain) == ("goip/a/delivery", b'{"v":1}', 1, False)
+    assert first.properties is not None
+    assert first.properties.json() == {
+        "PayloadFormatIndicator": 1,
+        "MessageExpiryInterval": 600,
+        "ContentType": "application/json",
+        "CorrelationData": "00ff",
+        "UserProperty": [("schema", "delivery")],
+    }
+    assert second.properties is not None
+    assert second.properties.json() == {"PayloadFormatIndicator": 1, "ContentType": "application/json"}
+    assert third.properties is not None
+    assert third.properties.json() == {"PayloadFormatIndicator": 1, "ContentType": "text/plain"}
+    assert [await handler.reason_code(token) for token in tokens] == [0, 0, 0]
+
+
+@both_versions
+async def test_a_retained_publication_is_retained(broker: Mosquitto, links: Links, version: str) -> None:
+    link, handler = links.start(broker, version=version)
+    await handler.until_connected()
+    await handler.reason_code(link.publish(Publication("goip/a/state", b"{}", retain=True)))
+    await handler.reason_code(link.publish(Publication("goip/a/event", b"{}")))
+    async with client(broker.port, "goip/#", version=version) as other:
+        message = await next_message(other)
+    assert (str(message.topic), message.payload, message.retain) == ("goip/a/state", b"{}", True)
+
+
+async def test_reason_codes_tell_denied_and_unheard(tmp_path: Path, links: Links) -> None:
+    with Mosquitto(tmp_path, acl="topic readwrite goip/#\n") as broker:
+        link, handler = links.start(broker)
+        await handler.until_connected()
+        assert await handler.reason_code(link.publish(Publication("other/topic", b"{}"))) == 135
+        assert await handler.reason_code(link.publish(Publication("goip/a/event", b"{}"))) == 16
+
+
+async def test_mqtt_3_has_no_reason_codes(tmp_path: Path, links: Links) -> None:
+    with Mosquitto(tmp_path, acl="topic readwrite goip/#\n") as broker:
+        link, handler = links.start(broker, version="3.1.1")
+        await handler.until_connected()
+        assert await handler.reason_code(link.publish(Publication("other/topic", b"{}"))) == 0
+
+
+@both_versions
+async def test_a_burst_of_publications_keeps_to_the_window(broker: Mosquitto, links: Links, version: str) -> None:
+    link, handler = links.start(broker, version=version, window=50)
+    await handler.until_connected()
+    tokens: list[int] = []
+
+    def fill() -> None:
+        while len(tokens) < 2000 and link.room:
+            token = link.publish(Publication("goip/a/delivery", b"%d" % len(tokens)))
+            assert token is not None
+            tokens.append(token)
+
+    async with client(broker.port, "goip/a/delivery", version=version) as other:
+        assert link.room == 50
+        fill()
+        assert (len(tokens), link.room) == (50, 0)
+        assert link.publish(Publication("goip/a/delivery", b"")) is None
+        handler.on_published = fill
+        await handler.until(lambda: len(handler.acks) == 2000)
+        assert [int((await next_message(other)).payload) for _ in range(2000)] == list(range(2000))
+    assert set(handler.acks) == set(tokens)
+    assert handler.calls.count("published") < 2000
+    assert link.room == 50
+
+
+async def test_the_brokers_receive_maximum_limits_the_window(tmp_path: Path, links: Links) -> None:
+    with Mosquitto(tmp_path, "max_inflight_messages 3") as broker:
+        link, handler = links.start(broker)
+        await handler.until_connected()
+        assert [link.publish(WILL) is None for _ in range(4)] == [False, False, False, True]
+
+
+async def test_what_the_broker_cannot_take_is_refused_here(tmp_path: Path, links: Links) -> None:
+    with Mosquitto(tmp_path, f"max_packet_size 2000\n{ROOMY}") as broker:
+        link, handler = links.start(broker)
+        await handler.until_connected()
+        with pytest.raises(UnsendableError, match="2000"):
+            link.publish(Publication("goip/a/event", b"x" * 2000))
+        with pytest.raises(UnsendableError):
+            link.publish(Publication("goip/#", b"{}"))
+        largest = Publication("goip/a/event", b"x" * (2000 - 12 - 9 - 22))
+        assert await handler.reason_code(link.publish(largest)) == 16
+        assert handler.calls.count("disconnected") == 0
+        assert link.room == 50
+
+
+async def test_nothing_is_published_before_the_connection(broker: Mosquitto, links: Links) -> None:
+    link, handler = links.start(broker)
+    assert (link.connected, link.room, link.version) == (False, 0, None)
+    assert link.publish(WILL) is None
+    await handler.until_connected()
+    assert (link.connected, link.room, link.version) == (True, 50, "5")
+
+
+# -- commands
+
+
+@both_versions
+async def test_an_unacknowledged_command_comes_back(broker: Mosquitto, links: Links, version: str) -> None:
+    link, handler = links.start(broker, version=version)
+    await handler.until_connected()
+    async with client(broker.port) as other:
+        await other.publish("goip/a/cmd/one", b"1", qos=1)
+        await other.publish("goip/a/cmd/two", b"2", qos=1)
+        await handler.until(lambda: len(handler.messages) == 2)
+        one, two = handler.messages
+        assert (one.topic, one.payload, one.dup, one.retain) == ("goip/a/cmd/one", b"1", False, False)
+        link.acknowledge(one)
+        await other.publish("goip/a/cmd/three", b"3")  # QoS 0: nothing to acknowledge, it just has to be harmless
+        await handler.until(lambda: len(handler.messages) == 3)
+        link.acknowledge(handler.messages[2])
+        await handler.reason_code(link.publish(WILL))  # so the broker has read the acknowledgement before it
+        sever(link)
+        await handler.until_connected(2)
+        await handler.until(lambda: len(handler.messages) == 4)
+        again = handler.messages[3]
+        assert (again.topic, again.payload, again.dup) == ("goip/a/cmd/two", b"2", True)
+        assert handler.sessions == [False, True]
+        link.acknowledge(two)  # too late: it came on the connection before
+        await handler.reason_code(link.publish(WILL))
+        sever(link)
+        await handler.until(lambda: len(handler.messages) == 5)
+        link.acknowledge(handler.messages[4])
+        await handler.reason_code(link.publish(WILL))
+        sever(link)
+        await handler.until_connected(4)
+        await other.publish("goip/a/cmd/four", b"4", qos=1)
+        await handler.until(lambda: len(handler.messages) == 6)
+        assert handler.messages[5].topic == "goip/a/cmd/four"
+
+
+@both_versions
+async def test_a_burst_of_commands_comes_in_batches(broker: Mosquitto, links: Links, version: str) -> None:
+    link, handler = links.start(broker, version=version)
+    await handler.until_connected()
+
+    def acknowledge(messages: list[Incoming]) -> None:
+        for message in messages:
+            link.acknowledge(message)
+
+    handler.on_received = acknowledge
+    async with client(broker.port, max_concurrent_outgoing_calls=500) as other:
+        await asyncio.gather(*(other.publish("goip/a/cmd/sms", b"%d" % n, qos=1) for n in range(500)))
+    await handler.until(lambda: len(handler.messages) == 500)
+    assert sorted(int(message.payload) for message in handler.messages) == list(range(500))
+    assert len(handler.batches) < 500
+
+
+async def test_the_broker_waits_for_acknowledgements(broker: Mosquitto, links: Links) -> None:
+    link, handler = links.start(broker, receive_maximum=5)
+    await handler.until_connected()
+    async with client(broker.port) as other:
+        for number in range(8):
+            await other.publish("goip/a/cmd/sms", b"%d" % number, qos=1)
+        await other.publish("goip/a/cmd/marker", b"")  # QoS 0 overtakes what is held back
+        await handler.until(lambda: handler.messages[-1:] != [] and handler.messages[-1].topic == "goip/a/cmd/marker")
+        assert [message.payload for message in handler.messages] == [b"0", b"1", b"2", b"3", b"4", b""]
+        link.acknowledge(handler.messages[0])
+        await handler.until(lambda: len(handler.messages) == 7)
+        assert handler.messages[6].payload == b"5"
+
+
+async def test_mqtt_5_shows_request_properties_and_retained_commands(broker: Mosquitto, links: Links) -> None:
+    async with client(broker.port) as other:
+        await other.publish("goip/a/cmd/old", b"0", qos=1, retain=True)
+        link, handler = links.start(broker)
+        await handler.until(lambda: len(handler.messages) == 1)
+        request = Properties(PacketTypes.PUBLISH)
+        request.ResponseTopic, request.CorrelationData = "reply/here", b"\xff\x00"
+        await other.publish("goip/a/cmd/live", b"1", qos=1, retain=True, properties=request)
+        await handler.until(lambda: len(handler.messages) == 2)
+        old, live = handler.messages
+        assert (old.topic, old.retain, old.response_topic, old.correlation) == ("goip/a/cmd/old", True, None, None)
+        assert (live.topic, live.retain) == ("goip/a/cmd/live", True)  # retain as published
+        assert (live.response_topic, live.correlation) == ("reply/here", b"\xff\x00")
+        for message in (old, live):
+            link.acknowledge(message)
+        await handler.reason_code(link.publish(WILL))
+        sever(link)
+        await handler.until_connected(2)  # retain handling 1: an old subscription brings no retained messages again
+        await other.publish("goip/a/cmd/next", b"2", qos=1)
+        await handler.until(lambda: len(handler.messages) == 3)
+        assert handler.messages[2].topic == "goip/a/cmd/next"
+
+
+async def test_our_own_publications_do_not_come_back_on_mqtt_5(broker: Mosquitto, links: Links) -> None:
+    link, handler = links.start(broker)
+    await handler.until_connected()
+    await handler.reason_code(link.publish(Publication("goip/a/cmd/sms", b"ours")))
+    async with client(broker.port) as other:
+        await other.publish("goip/a/cmd/sms", b"theirs", qos=1)
+    await handler.until(lambda: len(handler.messages) == 1)
+    assert handler.messages[0].payload == b"theirs"
+
+
+@pytest.mark.parametrize("call", ["connected", "received", "published"])
+async def test_an_exception_of_the_handler_ends_run(
+    broker: Mosquitto, links: Links, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Recorder, call, fail)
+    link, handler = links.start(broker)
+    if call != "connected":
+        await handler.until_connected()
+        link.publish(WILL)
+        async with client(broker.port) as other:
+            await other.publish("goip/a/cmd/sms", b"")
+    with pytest.raises(ZeroDivisionError):
+        await links.result(link)
+    assert not link.connected
+
+
+# -- the life of connections
+
+
+@both_versions
+async def test_it_connects_again_after_the_broker_was_killed(tmp_path: Path, links: Links, version: str) -> None:
+    with Mosquitto(tmp_path, ROOMY) as broker:
+        link, handler = links.start(broker, version=version)
+        await handler.until_connected()
+        token = link.publish(WILL)
+        await handler.reason_code(token)
+        broker.kill()
+        await handler.until(lambda: "disconnected" in handler.calls)
+        assert (link.connected, link.room, link.publish(WILL)) == (False, 0, None)
+        broker.start()
+        await handler.until_connected(2)
+        fresh = link.publish(WILL)
+        assert fresh != token  # also when both are the first of their connection
+        assert await handler.reason_code(fresh) in (0, 16)
+        assert handler.sessions == [False, False]
+        assert link.room == 50
+
+
+@both_versions
+async def test_what_was_in_flight_is_forgotten(links: Links, version: str) -> None:
+    def accept(attempt: int) -> bytes:
+        return CONNACK_5 if version == "5" else CONNACK_311
+
+    async with scripted(accept, puback=False) as fake:
+        link, handler = links.start(fake.port, version=version)
+        await handler.until_connected()
+        assert link.publish(WILL) is not None
+        assert link.room == 49
+        await fake.until(lambda: fake.publishes == 1)
+        sever(link)
+        await handler.until_connected(2)
+        assert link.room == 50
+        assert link.publish(WILL) is not None
+        await fake.until(lambda: fake.publishes == 2)  # had the old one been sent again, there would be three
+        await links.cancel(link)
+        await fake.until(lambda: fake.open == 0)
+        assert fake.publishes == 2
+        assert handler.acks == {}
+
+
+@both_versions
+async def test_the_will_follows_a_lost_connection_only(broker: Mosquitto, links: Links, version: str) -> None:
+    config = {"version": version, "will": WILL, "will_delay_s": 0}
+    async with client(broker.port, WILL.topic, "marker") as other:
+        link, handler = links.start(broker, **config)
+        await handler.until_connected()
+        await link.disconnect()
+        await links.result(link)
+        assert handler.calls[-1] == "disconnected"
+        await other.publish("marker", b"", qos=1)
+        assert str((await next_message(other)).topic) == "marker"  # a will would have come before
+        link, handler = links.start(broker, **config)
+        await handler.until_connected()
+        await links.cancel(link)
+        will = await next_message(other)
+    assert (str(will.topic), will.payload, will.qos) == (WILL.topic, b"offline", 1)
+    assert will.properties is not None
+    expected = {"PayloadFormatIndicator": 1, "ContentType": "text/plain"} if version == "5" else {}
+    assert will.properties.json() == expected
+    async with client(broker.port, WILL.topic) as late:
+        assert (await next_message(late)).retain
+
+
+async def test_the_will_is_delayed_and_cancelled_by_coming_back(broker: Mosquitto, links: Links) -> None:
+    async with client(broker.port, WILL.topic, "marker") as other:
+        link, handler = links.start(broker, will=WILL, will_delay_s=1)
+        await handler.until_connected()
+        sever(link)
+        await handler.until_connected(2)
+        await links.cancel(link)
+        await other.publish("marker", b"", qos=1)
+        assert str((await next_message(other)).topic) == "marker"
+        assert (await next_message(other)).payload == b"offline"
+
+
+async def test_a_disconnect_sends_what_was_published_and_survives_incoming_traffic(
+    broker: Mosquitto, links: Links
+) -> None:
+    async with client(broker.port, "goip/#", "marker") as other:
+        for _ in range(10):
+            link, handler = links.start(broker, will=WILL, will_delay_s=0, receive_maximum=1000)
+            await handler.until_connected()
+            flood = [other.publish("goip/a/cmd/sms", b"x" * 5000) for _ in range(20)]
+            for number in range(50):
+                link.publish(Publication("goip/a/delivery", b"%d" % number))
+            await asyncio.gather(link.disconnect(), *flood)
+            await links.result(link)
+            await other.publish("marker", b"", qos=1)
+            seen = []
+            while (message := await next_message(other)).topic.value != "marker":
+                seen.append(message)
+            assert not [message for message in seen if message.topic.value == WILL.topic]
+            assert len([message for message in seen if message.topic.value == "goip/a/delivery"]) == 50
+
+
+async def test_a_disconnect_does_not_wait_for_a_broker_that_says_nothing(links: Links) -> None:
+    async with scripted(lambda attempt: b"") as fake:
+        link, handler = links.start(fake.port)
+        await fake.until(lambda: fake.open == 1)
+        async with asyncio.timeout(1):
+            await link.disconnect()
+            await links.result(link)
+        assert handler.calls == []
+
+
+async def test_a_dead_connection_is_found(links: Links) -> None:
+    async with scripted(lambda attempt: CONNACK_5, pong=False) as fake:
+        link, handler = links.start(fake.port, keepalive_s=1)
+        await handler.until(lambda: "disconnected" in handler.calls)
+        assert "Keep alive" in handler.reasons[0]
+        await links.cancel(link)
+
+
+async def test_a_server_keepalive_of_none_is_not_taken(links: Links) -> None:
+    async with scripted(lambda attempt: connack_5(b"\x13\x00\x00"), pong=False) as fake:
+        _, handler = links.start(fake.port, keepalive_s=1)
+        await handler.until(lambda: "disconnected" in handler.calls)
+
+
+async def test_pings_keep_an_idle_connection(links: Links) -> None:
+    async with scripted(lambda attempt: CONNACK_5) as fake:
+        _, handler = links.start(fake.port, keepalive_s=1)
+        await fake.until(lambda: fake.pings == 3)
+        assert handler.calls == ["connected 5"]
+
+
+# -- takeover
+
+
+async def test_a_second_client_with_our_id_is_a_takeover(broker: Mosquitto, links: Links) -> None:
+    link, handler = links.start(broker, stable_s=10.0, takeover_s=(0.3, 0.6))
+    for times in (1, 2, 3):
+        await handler.until_connected(times)
+        assert handler.takeovers == 0
+        async with client(broker.port, identifier="goip-bridge-test"):
+            await handler.until(lambda times=times: handler.calls.count("disconnected") == times)
+    await handler.until_connected(4)
+    assert handler.takeovers == 1
+    assert handler.calls[-3:] == ["disconnected", "takeover", "connected 5"]
+    assert link.connected
+
+
+async def test_the_reason_taken_over_is_believed_at_once_and_the_wait_doubles(links: Links) -> None:
+    async with scripted(lambda attempt: CONNACK_5, after_suback=b"\xe0\x02\x8e\x00", hang_up=True) as fake:
+        _, handler = links.start(fake.port, stable_s=10.0, takeover_s=(0.2, 0.5))
+        await handler.until(lambda: handler.takeovers == 4)
+    gaps = [later - earlier for earlier, later in zip(fake.times, fake.times[1:], strict=False)]
+    assert len(gaps) == 3
+    assert gaps[0] == pytest.approx(0.2, abs=0.15)
+    assert gaps[1] == pytest.approx(0.4, abs=0.15)
+    assert gaps[2] == pytest.approx(0.5, abs=0.15)
+
+
+async def test_a_long_lived_connection_is_not_counted_as_taken_over(links: Links) -> None:
+    async with scripted(lambda attempt: CONNACK_5) as fake:
+        link, handler = links.start(fake.port)
+        for times in range(1, 6):
+            await handler.until_connected(times)
+            sever(link)
+        await handler.until_connected(6)
+        assert handler.takeovers == 0
+
+
+# -- refusals, and the version of the protocol
+
+
+async def test_a_wrong_password_is_one_warning(tmp_path: Path, links: Links, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Mosquitto(tmp_path, passwords={"bridge": "right-secret"}) as broker:
+        wrong, handler = links.start(broker, username="bridge", password="wrong-secret", backoff_s=(0.0, 0.0))
+        right, other = links.start(broker, username="bridge", password="right-secret", client_id="other")
+        await other.until_connected()
+        while broker.log.count("not authorised") < 4:
+            await other.reason_code(right.publish(WILL))
+        await links.cancel(wrong)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "mqtt.password" in warnings[0]
+    assert handler.calls == []
+    assert "secret" not in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
+    assert "secret" not in repr(LinkConfig(host="h", client_id="c", username="u", password="secret"))
+
+
+async def test_an_absent_broker_is_one_warning(tmp_path: Path, links: Links, caplog: pytest.LogCaptureFixture) -> None:
+    broker = Mosquitto(tmp_path)
+    _, handler = links.start(broker, backoff_s=(0.02, 0.02))
+    await logged(caplog, "refused")
+    broker.start()
+    try:
+        await handler.until_connected()
+    finally:
+        broker.kill()
+    assert len([record for record in caplog.records if "Connection refused" in record.getMessage()]) == 1
+
+
+async def test_a_refused_subscription_is_an_error_and_still_a_connection(
+    links: Links, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scripted(lambda attempt: CONNACK_5, granted=[1, 0x87]) as fake:
+        link, handler = links.start(fake.port, subscriptions=("goip/+/cmd/#", "goip/pool/+/cmd/#"))
+        await handler.until_connected()
+        assert link.connected
+    (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert "goip/pool/+/cmd/#" in error
+    assert "ACL" in error
+
+
+async def test_a_broker_without_mqtt_5_is_spoken_to_in_3(links: Links, caplog: pytest.LogCaptureFixture) -> None:
+    async with amqtt_broker() as port:
+        link, handler = links.start(port, connect_timeout_s=0.5)
+        await handler.until_connected()
+        assert link.version == "3.1.1"
+        async with client(port, "goip/a/state", version="3.1.1") as other:
+            assert await handler.reason_code(link.publish(Publication("goip/a/state", b"{}", expiry_s=5))) == 0
+            assert (await next_message(other)).payload == b"{}"
+            await other.publish("goip/a/cmd/sms", b"1", qos=1)
+            await handler.until(lambda: len(handler.messages) == 1)
+            link.acknowledge(handler.messages[0])
+        sever(link)
+        await handler.until_connected(2)
+        assert link.version == "3.1.1"
+        await links.cancel(link)
+    assert len([record for record in caplog.records if "3.1.1" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("refusal", [b"\x20\x03\x00\x84\x00", b"\x20\x02\x00\x01"])
+async def test_a_refused_version_falls_back_for_good(links: Links, refusal: bytes) -> None:
+    async with scripted(lambda attempt: refusal if attempt == 1 else CONNACK_311) as fake:
+        link, handler = links.start(fake.port, backoff_s=(30.0, 30.0))
+        await handler.until_connected()
+        assert fake.versions == [5, 4]
+        assert link.version == "3.1.1"
+
+
+async def test_a_closed_connection_falls_back_when_it_happens_again(links: Links) -> None:
+    async with scripted(lambda attempt: None if fake.versions[-1] == 5 else CONNACK_311) as fake:
+        link, handler = links.start(fake.port)
+        await handler.until_connected()
+        sever(link)
+        await handler.until_connected(2)
+        assert fake.versions == [5, 4, 5, 4, 4]
+
+
+async def test_a_broker_that_was_only_starting_is_not_fallen_back_from(links: Links) -> None:
+    async with scripted(lambda attempt: [None, CONNACK_311, CONNACK_5][attempt - 1]) as fake:
+        link, handler = links.start(fake.port)
+        await handler.until_connected()
+        assert fake.versions == [5, 4, 5]
+        assert link.version == "5"
+
+
+async def test_a_broker_known_to_speak_5_is_not_suspected(links: Links) -> None:
+    async with scripted(lambda attempt: None if attempt == 2 else CONNACK_5) as fake:
+        link, handler = links.start(fake.port)
+        await handler.until_connected()
+        sever(link)
+        await handler.until_connected(2)
+        assert fake.versions == [5, 5, 5]
+
+
+async def test_a_configured_version_is_kept(links: Links) -> None:
+    async with scripted(lambda attempt: b"\x20\x03\x00\x84\x00") as fake:
+        links.start(fake.port, version="5", backoff_s=(0.0, 0.0))
+        await fake.until(lambda: len(fake.versions) == 3)
+        assert set(fake.versions) == {5}
+
+
+# -- transports
+
+
+async def test_tls_with_a_client_certificate(tmp_path: Path, links: Links, caplog: pytest.LogCaptureFixture) -> None:
+    certificates = make_certificates(tmp_path)
+    with Mosquitto(tmp_path, tls=certificates) as broker:
+        ours = {"cert_file": str(certificates.client_cert), "key_file": str(certificates.client_key)}
+        tls = {"scheme": "mqtts", "port": broker.tls_port, "ca_file": str(certificates.ca)}
+        link, handler = links.start(broker, **tls, **ours, server_name=SERVER_NAME)
+        await handler.until_connected()
+        async with client(broker.port, "goip/a/state") as other:
+            link.publish(Publication("goip/a/state", b"x" * 200_000))
+            assert len((await next_message(other)).payload) == 200_000
+            for number in range(50):
+                await other.publish("goip/a/cmd/sms", b"%d" % number * 5000, qos=1)
+        await handler.until(lambda: len(handler.messages) == 50)
+
+        async def warned(text: str, **config: Any) -> None:
+            caplog.clear()
+            stranger, nothing = links.start(broker, client_id="stranger", **(tls | config))
+            await logged(caplog, text)
+            await links.cancel(stranger)
+            assert nothing.calls == []
+
+        await warned("mqtt.server_name", **ours)
+        await warned("alert certificate required", server_name=SERVER_NAME)
+        await warned("mqtt.ca_file", **ours, server_name=SERVER_NAME, ca_file=None)
+        await warned("nowhere.pem", **ours, server_name=SERVER_NAME, ca_file="nowhere.pem")
+
+
+async def test_nothing_stays_in_the_tls_buffer(tmp_path: Path, links: Links) -> None:
+    certificates = make_certificates(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates.server_cert, certificates.server_key)
+    command = b"\x30\x0f\x00\x0cgoip/a/cmd/x\x00"  # in one record with the SUBACK: the selector sees it only once
+    async with scripted(lambda attempt: CONNACK_5, after_suback=command, tls=context) as fake:
+        tls = {"scheme": "mqtts", "ca_file": str(certificates.ca), "server_name": SERVER_NAME}
+        _, handler = links.start(fake.port, **tls)
+        async with asyncio.timeout(0.9):  # the ticks of loop_misc must not be what finds it
+            await handler.until(lambda: len(handler.messages) == 1)
+        assert handler.messages[0].topic == "goip/a/cmd/x"
+        assert handler.calls == ["connected 5", "received"]
+
+
+async def test_a_unix_socket(tmp_path: Path, links: Links) -> None:
+    with Mosquitto(tmp_path, unix=True) as broker:
+        link, handler = links.start(broker, scheme="unix", host=str(broker.unix_path), port=None)
+        await handler.until_connected()
+        async with client(broker.port, "goip/a/state") as other:
+            link.publish(Publication("goip/a/state", b"{}"))
+            assert (await next_message(other)).payload == b"{}"
+
+
+@both_versions
+async def test_websockets(tmp_path: Path, links: Links, version: str) -> None:
+    with Mosquitto(tmp_path, websockets=True) as broker:
+        link, handler = links.start(broker, scheme="ws", port=broker.websockets_port, version=version)
+        await handler.until_connected()
+        async with client(broker.port, "goip/a/state") as other:
+            link.publish(Publication("goip/a/state", b"{}"))
+            assert (await next_message(other)).payload == b"{}"
+            await other.publish("goip/a/cmd/sms", b"1" * 70_000, qos=1)
+            await handler.until(lambda: len(handler.messages) == 1)
+            assert handler.messages[0].payload == b"1" * 70_000
+        await link.disconnect()
+        await links.result(link)
+
+
+async def test_a_websocket_that_takes_packets_in_parts_loses_none(tmp_path: Path, links: Links) -> None:
+    with Mosquitto(tmp_path, websockets=True) as broker:
+        link, handler = links.start(broker, scheme="ws", port=broker.websockets_port)
+        await handler.until_connected()
+        assert link._connection is not None
+        with socket.socket(fileno=socket.dup(link._connection._fd)) as wire:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        async with client(broker.port, "goip/a/state") as other:
+            tokens = [link.publish(Publication("goip/a/state", b"%d" % n * 150_000)) for n in range(10)]
+            assert [(await next_message(other)).payload[:1] for _ in tokens] == [b"%d" % n for n in range(10)]
+            assert [await handler.reason_code(token) for token in tokens] == [0] * 10
+
+
+# -- a broker that does what it is told
+
+
+CONNACK_311 = b"\x20\x02\x00\x00"
+
+
+def connack_5(properties: bytes = b"") -> bytes:
+    return b"\x20" + bytes([3 + len(properties), 0, 0, len(properties)]) + properties
+
+
+CONNACK_5 = connack_5()
+
+
+class Scripted:
+    """Answers CONNECT as told, and everything else as a broker would unless told otherwise."""
+
+    def __init__(self, connack: Callable[[int], bytes | None], **behaviour: Any) -> None:
+        self.port = 0
+        self.versions: list[int] = []
+        self.times: list[float] = []
+        self.publishes = self.pings = self.open = 0
+        self._connack = connack
+        self._granted: list[int] = behaviour.get("granted", [1])
+        self._after_suback: bytes = behaviour.get("after_suback", b"")
+        self._hang_up: bool = behaviour.get("hang_up", False)
+        self._puback: bool = behaviour.get("puback", True)
+        self._pong: bool = behaviour.get("pong", True)
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        self._changed.set()
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while (answer := self._answer(*await _packet(reader))) is not None:
+                writer.write(answer)
+                await writer.drain()
+                if self._hang_up and answer.endswith(self._after_suback) and self._after_suback:
+                    break
+        writer.close()
+        self.open -= 1
+        self._changed.set()
+
+    def _answer(self, kind: int, body: bytes) -> bytes | None:
+        self._changed.set()
+        version = self.versions[-1] if self.versions else 0
+        match kind >> 4:
+            case 1:
+                self.versions.append(body[6])
+                self.times.append(asyncio.get_running_loop().time())
+                return self._connack(len(self.versions))
+            case 3:
+                self.publishes += 1
+                mid = body[2 + int.from_bytes(body[:2]) :][:2]
+                return b"\x40\x02" + mid if self._puback else b""
+            case 8:
+                properties = b"\x00" if version == 5 else b""
+                payload = body[:2] + properties + bytes(self._granted)
+                return b"\x90" + bytes([len(payload)]) + payload + self._after_suback
+            case 12:
+                self.pings += 1
+                return b"\xd0\x00" if self._pong else b""
+            case 14:
+                return None
+        return b""
+
+
+async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    (kind,) = struct.unpack("B", await reader.readexactly(1))
+    length = shift = 0
+    while True:
+        (byte,) = await reader.readexactly(1)
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return kind, await reader.readexactly(length)
+
+
+@contextlib.asynccontextmanager
+async def scripted(
+    connack: Callable[[int], bytes | None], tls: ssl.SSLContext | None = None, **behaviour: Any
+) -> AsyncIterator[Scripted]:
+    fake = Scripted(connack, **behaviour)
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0, ssl=tls)
+    fake.port = server.sockets[0].getsockname()[1]
+    try:
+        yield fake
+    finally:
+        server.close()
