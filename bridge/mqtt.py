@@ -38,6 +38,7 @@ QUICK_CLOSES = 3  # docs/contract.md §5: so many in a row are a takeover
 
 UNSUPPORTED_VERSION = 0x84
 TAKEN_OVER = 0x8E
+UNKNOWN = -1  # not the broker's doing
 UNEXPLAINED = {0x00, 0x80}  # closed without a DISCONNECT, or one whose reason paho 2.1 couldn't read
 ADVICE = {
     0x84: "set mqtt.version to auto or 3.1.1",
@@ -172,7 +173,7 @@ class MqttLink:
     @property
     def connected(self) -> bool:
         """Connected and subscribed."""
-        return self._connection is not None and self._connection.ready
+        return self._connection is not None and self._connection.alive
 
     @property
     def version(self) -> str | None:
@@ -182,7 +183,7 @@ class MqttLink:
     @property
     def room(self) -> int:
         """How many more publications can be sent ahead of their acknowledgements."""
-        return self._connection.room if self._connection is not None and self.connected else 0
+        return self._connection.room if self._connection is not None else 0
 
     async def run(self) -> None:
         """Connect, and again whenever that ends, until `disconnect`. When cancelled, the will goes out."""
@@ -318,7 +319,7 @@ class _Connection:
         self.protocol = versions.protocol
         self.ready = False
         self.reason = ""
-        self.code = 0
+        self.code = UNKNOWN
         "Reason code of the refusal or the end."
         self.unanswered = False
         "Connected, but no CONNACK came, not even a refusal."
@@ -349,33 +350,36 @@ class _Connection:
         return (self._ended_at or self._loop.time()) - self._accepted_at
 
     @property
+    def alive(self) -> bool:
+        return self.ready and self._ended_at is None
+
+    @property
     def room(self) -> int:
-        return max(0, self._window - self._in_flight)
+        return self._window - self._in_flight if self.alive else 0
 
     async def run(self) -> None:
         """Connect and live until the end; raises only what the handler raised."""
         try:
             await self._open()
         except (OSError, ValueError) as error:  # ValueError: a host that can't be one
-            self._end(f"cannot connect: {_explain(error)}")
+            self._finish(f"cannot connect: {_explain(error)}")
         deadline = self._loop.time() + self._config.connect_timeout_s
         while not self._ended.done():
             await asyncio.wait((self._ended,), timeout=1.0)
             self._step(self._client.loop_misc)  # pings, and finds a dead connection
             if not self.ready and self._loop.time() >= deadline:
-                self._end(f"no {'SUBACK' if self.age is not None else 'CONNACK'} from the broker")
-                self._deliver()
+                self._finish(f"no {'CONNACK' if self.age is None else 'SUBACK'} from the broker")
         self._ended.result()
 
     def publish(self, publication: Publication) -> int | None:
-        if not self.ready or self._ended_at is not None or self._in_flight >= self._window:
+        if not self.room:
             return None
         properties = _publish_properties(publication) if self.protocol == V5 else None
-        topic_bytes = len(publication.topic.encode())
-        size = 9 + topic_bytes + len(publication.payload) + (len(properties.packed) if properties else 0)
-        if size > self._max_packet:
-            raise UnsendableError(f"{size} bytes, and the broker takes {self._max_packet}")
         try:
+            size = 9 + len(publication.topic.encode()) + len(publication.payload)
+            size += len(properties.packed) if properties else 0
+            if size > self._max_packet:
+                raise UnsendableError(f"{size} bytes, and the broker takes {self._max_packet}")
             info = self._client.publish(publication.topic, publication.payload, 1, publication.retain, properties)
         except ValueError as error:
             raise UnsendableError(str(error)) from None
@@ -391,12 +395,11 @@ class _Connection:
 
     async def disconnect(self) -> None:
         """Returns when the broker has closed its side too, or after a while."""
-        if self._fd < 0:
-            self._end("stopped")
-            self._deliver()
+        if not self.alive:
+            self._finish("stopped")
             return
-        # paho closes right after writing. Unread bytes would make that a reset, which can overtake the DISCONNECT: so
-        # the connection is kept open by a second descriptor until the broker has closed it.
+        # paho closes right after writing. Unread bytes would make that a reset, which can overtake the DISCONNECT, and
+        # the will goes out: so a second descriptor keeps the connection open until the broker has closed it.
         with socket.socket(fileno=os.dup(self._fd)) as linger, contextlib.suppress(OSError, TimeoutError):
             linger.setblocking(False)
             async with asyncio.timeout(self._config.connect_timeout_s / 2):
@@ -405,8 +408,7 @@ class _Connection:
                 linger.shutdown(socket.SHUT_WR)
                 while await self._loop.sock_recv(linger, 65536):
                     pass
-        self._end("disconnect was not sent in time")
-        self._deliver()
+        self._finish("disconnect was not sent in time")
 
     def close(self) -> None:
         """Drop the connection without a DISCONNECT, where it is still open."""
@@ -433,7 +435,7 @@ class _Connection:
         client.enable_logger(self._last_error.logger)
         client.username_pw_set(config.username, config.password)
         client.ws_set_options(config.path)
-        if config.will is not None:
+        if config.will is not None and not self._probe:
             will_properties = None
             if self.protocol == V5:
                 delay = config.will_delay_s
@@ -546,7 +548,11 @@ class _Connection:
         log.info("connected to %s (MQTT %s, %s session)", self._config.address, version, session)
         self._handler.connected(session_present=self._session_present, version=version)
 
-    def _end(self, reason: str, code: int = 0x80) -> None:
+    def _finish(self, reason: str) -> None:
+        self._end(reason)
+        self._deliver()
+
+    def _end(self, reason: str, code: int = UNKNOWN) -> None:
         """Note the end; the first reason is the cause."""
         if self._ended_at is None:
             self._ended_at = self._loop.time()

@@ -252,6 +252,8 @@ async def test_what_the_broker_cannot_take_is_refused_here(tmp_path: Path, links
             link.publish(Publication("goip/a/event", b"x" * 2000))
         with pytest.raises(UnsendableError):
             link.publish(Publication("goip/#", b"{}"))
+        with pytest.raises(UnsendableError):
+            link.publish(Publication("goip/\ud800", b"{}"))
         largest = Publication("goip/a/event", b"x" * (2000 - 12 - 9 - 22))
         assert await handler.reason_code(link.publish(largest)) == 16
         assert handler.calls.count("disconnected") == 0
@@ -493,6 +495,16 @@ async def test_a_disconnect_does_not_wait_for_a_broker_that_says_nothing(links: 
             await link.disconnect()
             await links.result(link)
         assert handler.calls == []
+
+
+async def test_a_disconnect_does_not_wait_for_a_connection(links: Links) -> None:
+    async with scripted(lambda attempt: b"") as fake:
+        link, _ = links.start(fake.port, scheme="mqtts", connect_timeout_s=0.5)  # nobody answers the TLS handshake
+        await fake.until(lambda: fake.open == 1)
+        async with asyncio.timeout(0.4):
+            await link.disconnect()
+            await links.result(link)
+        await fake.until(lambda: fake.open == 0)
 
 
 async def test_a_dead_connection_is_found(links: Links) -> None:

@@ -197,12 +197,14 @@ class SmsServer:
 
     def take_events(self) -> list[events.Event]:
         """What happened since the last call."""
-        taken, self.events = self.events, []
+        taken = self.events[:]
+        self.events.clear()  # not a new list: sessions hold this one
         return taken
 
     def take_datagrams(self) -> list[tuple[bytes, Address]]:
         """What is to be sent, once the events taken before are durable."""
-        taken, self.datagrams = self.datagrams, []
+        taken = self.datagrams[:]
+        self.datagrams.clear()
         return taken
 
     def line(self, name: str) -> Line | None:
