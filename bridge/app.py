@@ -51,6 +51,10 @@ HELD_DATAGRAMS = 10_000
 STATE_DELAY_S = 0.1
 "Changes of a line's state within this time are published once."
 LAST_SEEN_S = 300.0
+LINES_PER_SECOND = 500
+"The list of all lines is published less often the longer it is."
+SAVE_LINES_S = 600.0
+"How often the last keepalive of every line is written down."
 STALL_RETRY_S = 1.0
 SHUTDOWN_S = 5.0
 
@@ -91,6 +95,9 @@ class Bridge:
         self._jobs: set[str] = set()
         self._published_states: dict[str, tuple[payloads.LineState, float]] = {}
         self._traffic = _Traffic(store)
+        self._lines_stale = False
+        self._lines_due = 0.0
+        self._save_lines_due = now + SAVE_LINES_S
         self._sendids_reserved = 0
         self._drops = LogLimiter()
         self._limiter = FactLimiter()
@@ -315,6 +322,7 @@ class Bridge:
             self.publisher.set_state(RetainedState(topic, b"", None, None))
         for what in batch.refresh:
             self.publisher.refresh("" if what == "*" else self.topics.line(what, ""))
+        self._lines_stale = self._lines_stale or batch.lines_changed
         self._jobs |= batch.jobs
         self._lines_changed(batch.changed)
         if self.link is not None:
@@ -444,7 +452,8 @@ class Bridge:
         if not self._stalled and (self.ledger.due(wall) or self.publisher.done_count):
             self._commit([], self.ledger.settle)
         self._publish_jobs()
-        self._publish_lines()
+        if self._lines_stale and now >= self._lines_due:
+            self._publish_lines()
         self.pump()
 
     def _minute(self) -> None:
@@ -457,7 +466,9 @@ class Bridge:
             if line.online and now - self._published_states.get(line.name, (None, -LAST_SEEN_S))[1] >= LAST_SEEN_S
         }
         self._lines_changed(stale)
-        self._save_lines()
+        if now >= self._save_lines_due:
+            self._save_lines_due = now + SAVE_LINES_S
+            self._save_lines()
         self._prune()
         self.pump()
 
@@ -577,6 +588,8 @@ class Bridge:
         self._publish_stats()
 
     def _publish_lines(self) -> None:
+        self._lines_stale = False
+        self._lines_due = time.monotonic() + len(self.settings.lines) / LINES_PER_SECOND
         self.publisher.set_payload(self.topics.bridge("lines"), payloads.BridgeLines(lines=self._summaries()))
 
     def _publish_health(self) -> None:

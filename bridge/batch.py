@@ -58,6 +58,8 @@ class Batch:
     "Lines that may have something to send, and the time for it."
     changed: set[str] = field(default_factory=set)
     "Lines whose state changed."
+    lines_changed: bool = False
+    "Where a line is, or whether it is there."
     availability: dict[str, bool] = field(default_factory=dict)
     jobs: set[str] = field(default_factory=set)
     "Jobs whose counts changed."

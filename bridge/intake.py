@@ -62,16 +62,12 @@ class Answers:
         else:
             self._publish(batch, command, orjson.loads(command.result), response_topic, correlation, duplicate=True)
 
-    def refuse(
-        self, batch: Batch, topic: CommandTopic, id: str, message: Incoming, response_topic: str | None,
-        error: CommandError, warnings: list[str],
-    ) -> None:  # fmt: skip
-        """Answer a command that was not accepted."""
-        outcome = {"code": error.code, "message": error.message, "data": {}, "warnings": warnings}
-        row = CommandRow(
-            0, message.topic, id, "", True, topic.target, topic.path, response_topic, message.correlation, "[]", 0, None
-        )
-        self._publish(batch, row, outcome, response_topic, message.correlation, duplicate=False)
+    def give_once(
+        self, batch: Batch, command: CommandRow, code: Code, message: str, data: dict[str, Any], warnings: list[str]
+    ) -> None:
+        """Answer a command that is not remembered: one refused, or a dry run."""
+        outcome = {"code": code, "message": message, "data": data, "warnings": warnings}
+        self._publish(batch, command, outcome, command.response_topic, command.correlation, duplicate=False)
 
     def forget(self, answered: list[int]) -> None:
         """The answers are on disk."""
@@ -173,8 +169,9 @@ class Intake:
         try:
             self._accept(message, topic, response_topic, warnings, batch)
         except CommandError as error:
-            id = commands.read_id(topic.path, message.payload) or _textual(message.correlation) or batch.run.new_id()
-            self._answers.refuse(batch, topic, id, message, response_topic, error, warnings)
+            id = commands.read_id(topic.path, message.payload)
+            row = self._row(message, topic, id, "", response_topic, batch)
+            self._answers.give_once(batch, row, error.code, error.message, {}, warnings)
 
     def _is_our_own_emptying(self, message: Incoming, at: float) -> bool:
         """Emptying a retained command is itself a publish to a command topic (docs/contract.md §4.7)."""
@@ -200,20 +197,7 @@ class Intake:
             raise CommandError("expired", "expires_at: is over")
         if _is_pool(topic.target) or isinstance(command, _LATER):
             raise CommandError("not_supported", "this version does not have this command yet")
-        row = CommandRow(
-            n=0,
-            topic=message.topic,
-            id=command.id or _textual(message.correlation) or batch.run.new_id(),
-            payload=payload,
-            minted=command.id is None,
-            target=topic.target,
-            path=topic.path,
-            response_topic=response_topic,
-            correlation=message.correlation,
-            warnings="",
-            at=batch.at,
-            result=None,
-        )
+        row = self._row(message, topic, command.id, payload, response_topic, batch)
         if on_bridge:
             self._bridge_command(row, command, warnings, batch)
         elif isinstance(command, commands.Sms):
@@ -223,6 +207,26 @@ class Intake:
             self._answers.give(batch, self._remember(row, warnings), "ok", "The retained state is published again.", {})
         else:
             self._control(row, command, warnings, batch)
+
+    @staticmethod
+    def _row(
+        message: Incoming, topic: CommandTopic, id: str | None, payload: str, response_topic: str | None, batch: Batch
+    ) -> CommandRow:
+        """The command as the store will have it, but for its number."""
+        return CommandRow(
+            n=0,
+            topic=message.topic,
+            id=id or _textual(message.correlation) or batch.run.new_id(),
+            payload=payload,
+            minted=id is None,
+            target=topic.target,
+            path=topic.path,
+            response_topic=response_topic,
+            correlation=message.correlation,
+            warnings="",
+            at=batch.at,
+            result=None,
+        )
 
     def _refuse_retained(self, message: Incoming, topic: CommandTopic, batch: Batch) -> None:
         batch.emptied.append(message.topic)
@@ -284,8 +288,8 @@ class Intake:
             warnings.append("line_disabled")
         data = self._segments(command) | {"job": None, "msgs": []}
         if command.dry_run:
-            accepted = self._remember(row, warnings)
-            self._answers.give(batch, accepted, "ok", "A dry run: nothing was queued.", data)
+            # Not remembered: the command proper may follow with the same id.
+            self._answers.give_once(batch, row, "ok", "A dry run: nothing was queued.", data, warnings)
             return
         accepted = self._remember(row, warnings)
         count = len(command.recipients)

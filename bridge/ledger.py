@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,6 +24,9 @@ REPORT_HOLD_S = 10.0
 "A delivery report that matches nothing waits this long for its OK."
 REPORT_WINDOW_S = 8 * 3600.0
 "A gateway's sms_no is small and comes again: older SMS are not matched (docs/protocol.md §4.6)."
+
+MAX_ATTEMPTS = 5
+"Submissions of an SMS that is to be sent again while its outcome is unknown."
 
 _FOLLOWS: dict[str, frozenset[str]] = {
     "queued": frozenset(("sending", "failed", "expired", "cancelled", "queued")),
@@ -50,6 +54,9 @@ def address_text(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+log = logging.getLogger(__name__)
+
+
 class Ledger:
     """Writes down what happened on the lines."""
 
@@ -68,21 +75,29 @@ class Ledger:
     # -- lines
 
     def _line_online(self, event: events.LineOnline, batch: Batch, _now: float) -> None:
-        batch.availability[event.line] = True
-        batch.changed.add(event.line)
-        self._line_event(batch, event.line, "line_online", "The line is registered.")
+        self._set_online(batch, event.line, online=True)
+        self._line_event(
+            batch, event.line, "line_online", "The line is registered.", address=address_text(event.address)
+        )
 
     def _line_offline(self, event: events.LineOffline, batch: Batch, _now: float) -> None:
-        batch.availability[event.line] = False
-        batch.changed.add(event.line)
+        self._set_online(batch, event.line, online=False)
         silence = self.settings.timing.offline_s
         message = f"Nothing heard of the line for {silence:.0f} s. Check the gateway's power, network and SMS settings."
         self._line_event(batch, event.line, "line_offline", message)
 
+    @staticmethod
+    def _set_online(batch: Batch, line: str, *, online: bool) -> None:
+        batch.availability[line] = online
+        batch.changed.add(line)
+        batch.lines_changed = True
+        log.info("line %s is %s", line, "online" if online else "offline")
+
     def _line_moved(self, event: events.LineMoved, batch: Batch, _now: float) -> None:
         batch.changed.add(event.line)
         memory = LineMemory(address=event.address, count=event.count, reboots=event.reboots)
-        self._store.save_line(event.line, memory)
+        self._store.move_line(event.line, memory)
+        batch.lines_changed = True
 
     def _line_changed(self, event: events.LineChanged, batch: Batch, _now: float) -> None:
         batch.changed.add(event.line)
@@ -91,12 +106,14 @@ class Ledger:
         batch.feed.add(event.line)
 
     def _gateway_rebooted(self, event: events.GatewayRebooted, batch: Batch, _now: float) -> None:
+        log.info("line %s: the gateway restarted", event.line)
         message = "The gateway's keepalive count began again: it restarted. What was under way on it may be unknown."
         self._line_event(batch, event.line, "gateway_reboot", message, address=address_text(event.address))
 
     def _unauthenticated(self, event: events.Unauthenticated, batch: Batch, now: float) -> None:
         event_type = "line_unknown" if event.reason == "unknown" else "line_unauthorized"
-        key = (event_type, event.id[:64], event.address[0])
+        claimed = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in event.id[:64])
+        key = (event_type, claimed, event.address[0])
         count = self._strangers.admit(key, now)
         if count is None:
             return
@@ -104,8 +121,8 @@ class Ledger:
             batch,
             event.line,
             event_type,
-            _stranger_message(event),
-            claimed=event.id[:64],
+            _stranger_message(event, claimed),
+            claimed=claimed,
             address=address_text(event.address),
             count=count,
         )
@@ -319,7 +336,11 @@ class Ledger:
 
     def _doubtful(self, at: float) -> list[SmsRow]:
         long_ago = at - self.settings.timing.evidence_s
-        return [row for row in self._store.in_state("unknown", before=long_ago) if row.guarantee == "at_least_once"]
+        return [
+            row
+            for row in self._store.in_state("unknown", before=long_ago)
+            if row.guarantee == "at_least_once" and row.attempt < MAX_ATTEMPTS
+        ]
 
     def _let_go(self, batch: Batch, line: str, sms_no: int | None, state: int, number: str) -> None:
         unknown = [
@@ -382,11 +403,11 @@ def same_number(one: str, other: str) -> bool:
     return a[-7:] == b[-7:]
 
 
-def _stranger_message(event: events.Unauthenticated) -> str:
+def _stranger_message(event: events.Unauthenticated, claimed: str) -> str:
     """What the operator should do; the id is quoted as YAML takes it."""
     if event.reason == "unknown":
         return (
-            f"A gateway registers with the id {event.id[:64]!r}, which is not configured. If it is yours, add it under "
+            f"A gateway registers with the id {claimed!r}, which is not configured. If it is yours, add it under "
             f"lines: with its SMS client id and password."
         )
     if event.reason == "password":

@@ -32,7 +32,7 @@ V5, V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
 VERSIONS = {V5: "5", V311: "3.1.1"}
 PORTS = {"mqtt": 1883, "mqtts": 8883, "unix": 1883, "ws": 80, "wss": 443}
 MAX_PACKET = 268_435_460  # what MQTT can express
-BATCH = 256  # incoming messages handled before other tasks get a turn
+BATCH = 256  # packets read before other tasks get a turn
 REPEAT_WARNING_S = 60.0
 QUICK_CLOSES = 3  # docs/contract.md §5: so many in a row are a takeover
 
@@ -142,7 +142,7 @@ class Handler(Protocol):
         """Follows every `connected`; what was not acknowledged is forgotten here."""
 
     def received(self, messages: list[Incoming]) -> None:
-        """All that one wake-up brought, so that the caller can commit once."""
+        """Never before `connected`. All that one wake-up brought, so that the caller can commit once."""
 
     def published(self, acks: list[tuple[int, int]]) -> None:
         """Tokens and reason codes of PUBACKs (0 on MQTT 3.1.1), batched like `received`; there is room again."""
@@ -457,6 +457,7 @@ class _Connection:
             connecting.result()
         finally:
             connecting.cancel()
+            del connecting  # else its exception holds this frame, and this frame it: and the failed socket stays open
         if (opened := self._client.socket()) is None:
             raise ConnectionError(self.reason or "closed by the broker")
         self.unanswered = True
@@ -504,7 +505,7 @@ class _Connection:
 
     def _read(self) -> None:
         """Read until nothing comes: one call of loop_read may read only one packet."""
-        while len(self._received) < BATCH:
+        for _ in range(BATCH):
             before = len(self._received) + len(self._acks)
             self._client.loop_read()
             progress = len(self._received) + len(self._acks) > before
@@ -561,12 +562,11 @@ class _Connection:
     # -- paho's callbacks
 
     def _on_connect(self, _c: Any, _u: Any, flags: Any, reason: ReasonCode, properties: Properties | None) -> None:
+        self.unanswered = False
         if reason.is_failure:
             advice = ADVICE.get(reason.value, "look into the broker's log")
-            self.unanswered = False
             self._end(f"the broker refused the connection: {reason}; {advice}", reason.value)
             return
-        self.unanswered = False
         self._accepted_at = self._loop.time()
         self._session_present = flags.session_present
         self._window = min(self._window, getattr(properties, "ReceiveMaximum", 65535))
@@ -616,7 +616,8 @@ class _Connection:
         self._loop.call_soon(self._on_writable)  # a socket is nearly always writable: no need to ask the selector
 
     def _written(self, _c: Any, _u: Any, _socket: Any) -> None:
-        self._loop.remove_writer(self._fd)
+        if self._fd >= 0:  # paho asks once more when it is collected
+            self._loop.remove_writer(self._fd)
 
     def _on_disconnect(self, _c: Any, _u: Any, flags: Any, reason: ReasonCode, _p: Any) -> None:
         closed = not flags.is_disconnect_packet_from_server and reason.value == 0x80
@@ -736,14 +737,17 @@ def _in_thread(work: Callable[[], None], abandoned: Callable[[], None]) -> async
         else:
             done.set_result(None)
 
-    def run() -> None:
-        error: Exception | None = None
-        try:
-            work()
-        except Exception as caught:  # for whoever awaits
-            error = caught
+    def report(error: Exception | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, error)
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # for whoever awaits
+            report(error)
+        else:
+            report(None)
 
     threading.Thread(target=run, name="mqtt-connect", daemon=True).start()
     return done

@@ -13,7 +13,7 @@ from bridge import settings as configuration
 from bridge.app import Bridge
 from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.settings import BrokerUrl, ConfigError, Settings
-from bridge.store import Store, StoreUnusable
+from bridge.store import Store, StoreError, StoreUnusable
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,11 @@ async def serve(
         if ready is not None:
             ready(bridge)
         await bridge.run(stop, address)
-    except StoreUnusable as error:
+    except (StoreUnusable, BrokerError) as error:
         log.error("%s", error)
         return 1
-    except BrokerError as error:
-        log.error("%s", error)
+    except StoreError as error:
+        log.error("cannot write %s: %s; free space on its disk, or make it writable", settings.store.path, error)
         return 1
     except OSError as error:
         log.error("cannot listen on udp %s: %s; check udp.listen and what else uses it", settings.udp.listen, error)

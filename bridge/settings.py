@@ -3,8 +3,8 @@
 The models and their strings are also the source of the JSON Schema of the configuration file. `load` is called at start
 and on reload; nothing here opens a socket or a database.
 
-The environment and the file are read here rather than by a settings library, because a fault has to name the line of
-the file or the variable it comes from, and because line ids keep their case.
+`Settings` is a pydantic-settings model whose one source is `_Source`: the library's own sources fold line ids to lower
+case, pass over unknown variables, and can't say which line of the file a fault is in.
 """
 
 import difflib
@@ -32,6 +32,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge import numbers
 
@@ -486,8 +487,10 @@ class TimingSettings(_Section):
     """How long a line is held when the store was restored from a backup. 0 to 3600, default 95."""
 
 
-class Settings(_Section):
+class Settings(_Section, BaseSettings):
     """Configuration of goip-bridge."""
+
+    model_config = SettingsConfigDict(**_Section.model_config)  # type: ignore[typeddict-item]
 
     base_topic: Topic = Field(default="goip", examples=["goip", "house/goip"])
     """The topic in front of all others, any depth; no wildcards, and apart from `homeassistant.prefix`. Default
@@ -513,6 +516,18 @@ class Settings(_Section):
     homeassistant: HomeAssistantSettings = HomeAssistantSettings()
     http: HttpSettings = HttpSettings()
     timing: TimingSettings = TimingSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` read: nothing may slip in from the environment behind its back."""
+        return (init_settings,)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -590,8 +605,9 @@ def load_with_origins(path: Path | None, environ: Mapping[str, str]) -> tuple[Se
     if path is not None or DEFAULT_FILE.exists():
         source.read_file(path or DEFAULT_FILE)
     source.read_environment(environ)
+    source.refuse_private_keys()
     try:
-        settings = Settings.model_validate(source.data)
+        settings = Settings(**source.data)
     except ValidationError as error:
         source.faults += _validation_faults(error, source.origins)
     if source.faults:
@@ -682,6 +698,12 @@ class _Source:
                 return {}
             merged = self._mapping(path, one, place) | merged
         return merged
+
+    def refuse_private_keys(self) -> None:
+        """`_env_file` and the like are arguments of the settings library, not keys."""
+        for key in [key for key in self.data if key.startswith("_")]:
+            self._fault(self.origins.get((key,), key), (key,), "unknown key")
+            del self.data[key]
 
     # The environment
 

@@ -200,12 +200,21 @@ class Store:
     # -- lines
 
     def save_line(self, name: str, memory: LineMemory) -> None:
-        """Remember where a line is."""
+        """Remember a line as it is."""
         host, port = memory.address
         fields = json.dumps(memory.fields)
         self._db.execute(
             "INSERT OR REPLACE INTO line VALUES (?, ?, ?, ?, ?, ?)",
             (name, host, port, memory.count, memory.reboots, fields),
+        )
+
+    def move_line(self, name: str, memory: LineMemory) -> None:
+        """Remember where a line is, and leave what it said last."""
+        host, port = memory.address
+        self._db.execute(
+            "INSERT INTO line VALUES (?1, ?2, ?3, ?4, ?5, '{}') ON CONFLICT (name) DO UPDATE SET "
+            "host = ?2, port = ?3, count = ?4, reboots = ?5",
+            (name, host, port, memory.count, memory.reboots),
         )
 
     def lines(self) -> Iterator[tuple[str, LineMemory]]:

@@ -14,6 +14,7 @@ class LineOnline:
     """A line was heard for the first time, or again."""
 
     line: str
+    address: Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,7 +178,7 @@ class Line:
             self._take_fields(dict(message.fields), now)
         if not self.online:
             self.online = self.ever_heard = True
-            self.out.events.append(events.LineOnline(self.name))
+            self.out.events.append(events.LineOnline(self.name, address))
             self._become_ready()
 
     def _believe(self, count: int, address: Address, now: float) -> bool:

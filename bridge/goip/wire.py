@@ -403,7 +403,7 @@ def sanitise(raw: bytes) -> tuple[str, bool]:
 
 
 def _text(data: bytes) -> str:
-    return data.decode(errors="replace").rstrip("\r\n\0 ")
+    return data.decode(errors="replace").rstrip("\r\n\0 ").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _cut_free_text(data: bytes, key: bytes) -> tuple[bytes, bytes | None]:
