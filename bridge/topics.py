@@ -6,6 +6,12 @@ The only place that knows the layout below the base topic.
 from dataclasses import dataclass
 
 MAX_TOPIC_BYTES = 65_535
+_OUR_TOPICS = frozenset(
+    (
+        "availability", "state", "stats", "sms/in", "sms/last", "delivery", "call", "ussd", "event",
+        "info", "health", "lines",
+    )
+)  # fmt: skip
 _LONGER_BY = len("result") - len("cmd")
 
 
@@ -70,7 +76,14 @@ class Topics:
             return False
         if _is_below(topic, discovery_prefix):
             return False
-        return not (_is_below(topic, self.base) and "cmd" in topic.removeprefix(self.base).split("/"))
+        return not (_is_below(topic, self.base) and self._is_taken(topic.removeprefix(self.base).split("/")[1:]))
+
+    @staticmethod
+    def _is_taken(levels: list[str]) -> bool:
+        """Below the base: a command, or a topic on which subscribers expect facts and states from us alone."""
+        if "cmd" in levels or levels[:1] == ["job"]:
+            return True
+        return "/".join(levels[1:]) in _OUR_TOPICS
 
 
 def _is_below(topic: str, prefix: str) -> bool:

@@ -1,0 +1,281 @@
+"""The bridge as users run it, seen from both sides: a raw UDP gateway and an independent MQTT client."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import yaml
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from conftest import Broker
+
+LIMIT_S = 20.0
+"How long anything may take before a test gives up on it."
+
+
+def free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One MQTT message as a subscriber got it."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    properties: dict[str, Any]
+
+    @property
+    def json(self) -> dict[str, Any]:
+        loaded = json.loads(self.payload)
+        assert isinstance(loaded, dict)
+        return loaded
+
+
+class Watcher:
+    """Subscribes, remembers everything, and waits for what a test expects."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self.client = client
+        self.seen: list[Seen] = []
+        self._news = asyncio.Condition()
+
+    async def collect(self) -> None:
+        async for message in self.client.messages:
+            properties = message.properties.json() if message.properties is not None else {}
+            async with self._news:
+                payload = message.payload if isinstance(message.payload, bytes) else b""
+                self.seen.append(Seen(str(message.topic), payload, bool(message.retain), properties))
+                self._news.notify_all()
+
+    def on(self, topic: str) -> list[Seen]:
+        """What arrived on topics that match (`+` is one level)."""
+        pattern = re.compile(re.escape(topic).replace(r"\+", "[^/]+").replace("+", "[^/]+"))
+        return [message for message in self.seen if pattern.fullmatch(message.topic)]
+
+    async def until(self, topic: str, check: Callable[[Seen], object] = lambda _: True, count: int = 1) -> Seen:
+        """The `count`-th message on the topic that passes the check; fails after `LIMIT_S`."""
+
+        def found() -> list[Seen]:
+            return [message for message in self.on(topic) if check(message)]
+
+        async with self._news:
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    await self._news.wait_for(lambda: len(found()) >= count)
+            except TimeoutError:
+                got = "\n".join(f"{message.topic} {message.payload[:300]!r}" for message in self.seen[-40:])
+                raise AssertionError(
+                    f"{count} message(s) on {topic} expected, {len(found())} came; all:\n{got}"
+                ) from None
+        return found()[count - 1]
+
+    async def publish(self, topic: str, payload: object = b"", **options: Any) -> None:
+        """Publish with QoS 1; anything but bytes and text as JSON."""
+        if not isinstance(payload, bytes | str):
+            payload = json.dumps(payload)
+        await self.client.publish(topic, payload, qos=1, **options)
+
+
+@contextlib.asynccontextmanager
+async def watching(broker: Broker, *topics: str, role: str = "admin", version: str = "5") -> AsyncIterator[Watcher]:
+    """A watcher of some topics."""
+    protocol = aiomqtt.ProtocolVersion.V5 if version == "5" else aiomqtt.ProtocolVersion.V311
+    if broker.kind == "embedded":
+        protocol = aiomqtt.ProtocolVersion.V311
+    async with aiomqtt.Client(**broker.login(role), protocol=protocol) as client:
+        watcher = Watcher(client)
+        for topic in topics:
+            await client.subscribe(topic, qos=1)
+        task = asyncio.create_task(watcher.collect())
+        try:
+            yield watcher
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def response_properties(topic: str, correlation: bytes | None = None) -> Properties:
+    """The MQTT 5 properties of a request."""
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.ResponseTopic = topic
+    if correlation is not None:
+        properties.CorrelationData = correlation
+    return properties
+
+
+class RawLine:
+    """One line of a gateway, datagram by datagram. Nothing is answered by itself."""
+
+    def __init__(self, port: int, id: str = "goip1", password: str = "password1") -> None:
+        self.id = id
+        self.password = password
+        self.server = ("127.0.0.1", port)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.setblocking(False)
+        self.count = 0
+        self.recvid = 1_700_000_000
+
+    def send(self, datagram: bytes | str) -> None:
+        self.socket.sendto(datagram.encode() if isinstance(datagram, str) else datagram, self.server)
+
+    async def receive(self, seconds: float = LIMIT_S) -> bytes:
+        loop = asyncio.get_running_loop()
+        return await asyncio.wait_for(loop.sock_recv(self.socket, 65535), seconds)
+
+    async def ask(self, datagram: bytes | str, seconds: float = LIMIT_S) -> bytes:
+        self.send(datagram)
+        return await self.receive(seconds)
+
+    async def register(self, **fields: str) -> None:
+        """A keepalive and its answer, repeated until the bridge is there."""
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            self.count += 1
+            rest = "".join(
+                f"{key}:{value};" for key, value in ({"gsm_status": "LOGIN", "signal": "20"} | fields).items()
+            )
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                answer = await self.ask(f"req:{self.count};id:{self.id};pass:{self.password};{rest}", 0.5)
+                assert answer == f"reg:{self.count};status:200;".encode(), answer
+                return
+        raise AssertionError("the bridge does not answer keepalives")
+
+    def event(self, kind: str, rest: str | bytes, recvid: int | None = None) -> bytes:
+        """An event datagram with a recvid of its own, counting down."""
+        if recvid is None:
+            self.recvid -= 1
+            recvid = self.recvid
+        head = f"{kind}:{recvid};id:{self.id};password:{self.password};".encode()
+        return head + (rest.encode() if isinstance(rest, str) else rest)
+
+    def nothing_waits(self) -> bool:
+        try:
+            self.socket.recv(65535)
+        except BlockingIOError:
+            return True
+        return False
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@dataclass
+class BridgeProcess:
+    """`goip-bridge run` as a process of its own."""
+
+    directory: Path
+    config: dict[str, Any]
+    process: asyncio.subprocess.Process | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    output: bytearray = field(default_factory=bytearray)
+    "What it wrote, of all its runs: through a pipe, so that a full disk does not hide it."
+    _reader: asyncio.Task[None] | None = None
+
+    @property
+    def udp_port(self) -> int:
+        return int(self.config["udp"]["listen"].rpartition(":")[2])
+
+    @property
+    def base(self) -> str:
+        return str(self.config["base_topic"])
+
+    @property
+    def log(self) -> str:
+        return self.output.decode()
+
+    async def start(self) -> None:
+        (self.directory / "config.yaml").write_text(yaml.safe_dump(self.config))
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bridge", "run", "--config", "config.yaml",
+            cwd=self.directory, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            env=os.environ | self.environment,
+        )  # fmt: skip
+        self._reader = asyncio.create_task(self._read(self.process.stdout))
+
+    async def _read(self, stream: asyncio.StreamReader | None) -> None:
+        assert stream is not None
+        while chunk := await stream.read(65536):
+            self.output += chunk
+
+    async def ended(self) -> int:
+        """The exit code, once it has ended and everything it wrote is in `log`."""
+        assert self.process is not None
+        assert self._reader is not None
+        code = await asyncio.wait_for(self.process.wait(), LIMIT_S)
+        await self._reader
+        return code
+
+    async def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        await self.ended()
+
+    async def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+
+def bridge_config(broker: Broker | None, base: str, lines: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """A configuration for the test broker; `more` is laid over it, section by section."""
+    config: dict[str, Any] = {
+        "base_topic": base,
+        "instance": base.replace("/", "-"),
+        "udp": {"listen": f"127.0.0.1:{free_udp_port()}"},
+        "store": {"path": "bridge.db"},
+        "lines": lines if lines is not None else {"goip1": {"password": "password1"}},
+    }
+    if broker is not None:
+        config["mqtt"] = {"url": broker.url}
+        if broker.passwords:
+            config["mqtt"] |= {"username": "bridge", "password": broker.passwords["bridge"]}
+    for section, value in more.items():
+        config[section] = config.get(section, {}) | value if isinstance(value, dict) else value
+    return config
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path, config: dict[str, Any]) -> AsyncIterator[BridgeProcess]:
+    """A started bridge; its log is shown when the test fails."""
+    bridge = BridgeProcess(directory, config)
+    await bridge.start()
+    try:
+        yield bridge
+    except BaseException:
+        print(bridge.log[-4000:])
+        raise
+    finally:
+        with contextlib.suppress(TimeoutError, ProcessLookupError):
+            await bridge.stop()
+        if bridge.process is not None and bridge.process.returncode is None:
+            await bridge.kill()
+
+
+@contextlib.contextmanager
+def raw_line(port: int, id: str = "goip1", password: str = "password1") -> Iterator[RawLine]:
+    line = RawLine(port, id, password)
+    try:
+        yield line
+    finally:
+        line.close()
