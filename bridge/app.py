@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import secrets
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 API = 1
 FEATURES = ["sms", "delivery", "ussd", "calls", "control", "jobs"]
+LINE_STATES = ("availability", "state", "stats", "sms/last")
+"The retained topics of a line."
 SESSION_RECIPIENTS = 10
 "Numbers in one bulk session: the box remembers the outcome of the last ten (docs/protocol.md §4.2)."
 MAX_SENDID = 2**31 - 1
@@ -55,6 +58,10 @@ LINES_PER_SECOND = 500
 "The list of all lines is published less often the longer it is."
 SAVE_LINES_S = 600.0
 "How often the last keepalive of every line is written down."
+ALIVE_S = 10.0
+"How often the store is told that we are alive."
+GIVES_UP_S = 12.0
+"A gateway offers an SMS for 9 to 12 s (docs/protocol.md §6): a longer absence may have lost some."
 STALL_RETRY_S = 1.0
 SHUTDOWN_S = 5.0
 
@@ -79,6 +86,8 @@ class Bridge:
         self.link: MqttLink | None = None
         self.udp: UdpSocket | None = None
         self._inbox: list[Incoming] = []
+        self._poison: list[Incoming] = []
+        "Commands that made us fail."
         self._events: list[events.Event] = []
         self._notices: list[dict[str, object]] = []
         self._verdicts: list[tuple[int, Code, str]] = []
@@ -99,12 +108,16 @@ class Bridge:
         self._lines_due = 0.0
         self._save_lines_due = now + SAVE_LINES_S
         self._sendids_reserved = 0
+        self._alive = 0.0
+        "Unix time of the last sign of life in the store."
         self._drops = LogLimiter()
         self._limiter = FactLimiter()
         self._mqtt = payloads.MqttInfo(version=None, session_present=False)
         self._connections = 0
         self._stall_drops = 0
         self._lag = 0.0
+        self._gone: list[str] = []
+        "Lines that the store knows and the configuration does not."
         self._restore(now)
 
     # -- life
@@ -171,19 +184,27 @@ class Bridge:
     def _restore(self, now: float) -> None:
         """Go on where the last run ended."""
         wall = time.time()
-        for name, memory in self.store.lines():
-            self.server.restore_line(name, memory)
+        for name, memory in list(self.store.lines()):
+            if name in self.settings.lines:
+                self.server.restore_line(name, memory)
+            else:
+                self._gone.append(name)
         timing = self.server.timing
         for key, line, at in self.store.repeats(wall - timing.repeats):
             self.server.restore_repeat(line, key, now - max(0.0, wall - at))
         batch = Batch(self.run_info, wall)
         with self.store.transaction():
+            self._tell_gap(batch)
             self.ledger.restarted(batch)
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
                 self.answers.give(batch, command, "gateway_timeout", message, {})
+            for name in self._gone:
+                self.store.delete_line(name)
             self._write(batch, [])
         self._take_effect(batch)
+        for name in self._gone:
+            self._remove_topics(name)
         for row in self.store.in_state("unknown", since=wall - timing.evidence):
             if row.sendid is not None and row.telid is not None:
                 late = {row.telid: Recipient(row.n, row.number)}
@@ -192,6 +213,21 @@ class Bridge:
             self._jobs.add(job)
         for name in self.store.queued_lines():
             self._feed(name)
+
+    def _tell_gap(self, batch: Batch) -> None:
+        """Say when nobody listened: what gateways offered in that time may be lost."""
+        alive = self.store.get("alive")
+        if alive is None or batch.at - alive < GIVES_UP_S:
+            return
+        batch.fact(
+            self.topics.bridge("event"),
+            payloads.BridgeEvent,
+            event_type="outage_gap",
+            message="The bridge was not running. A gateway offers an SMS for about 12 s: what came in this time may be "
+            "found only on the gateways' own inbox pages.",
+            from_=payloads.timestamp(alive),
+            to=payloads.timestamp(batch.at),
+        )
 
     # -- input
 
@@ -274,7 +310,9 @@ class Bridge:
             with self.store.transaction():
                 self.ledger.record(happened, batch, time.monotonic())
                 for message in self._inbox:
-                    self.intake.take(message, batch)
+                    self._take(message, batch)
+                for message in self._poison:
+                    self.intake.give_up(message, batch)
                 for n, code, words in self._verdicts:
                     if command := self.store.command(n):
                         self.answers.give(batch, command, code, words, {})
@@ -287,11 +325,27 @@ class Bridge:
             self.publisher.not_deleted(done)
             self._stall(error)
             return False
+        except _PoisonError as error:
+            log.exception("a command could not be handled; this is a fault of the bridge, please report it")
+            self.publisher.not_deleted(done)
+            self._inbox.remove(error.message)
+            self._poison.append(error.message)
+            return self._commit(happened, also)
         self._inbox.clear()
+        self._poison.clear()
         self._notices.clear()
         self._verdicts.clear()
         self._take_effect(batch)
         return True
+
+    def _take(self, message: Incoming, batch: Batch) -> None:
+        """A fault of ours must not become a command that comes again and again: it is answered, the rest goes on."""
+        try:
+            self.intake.take(message, batch)
+        except sqlite3.Error:
+            raise
+        except Exception as error:
+            raise _PoisonError(message) from error
 
     def _write(self, batch: Batch, done: list[int]) -> None:
         """The rows that every batch has."""
@@ -303,6 +357,9 @@ class Bridge:
         if done:
             self.store.delete_outbox(done)
         self._reserve_sendids(batch.at)
+        if batch.at - self._alive >= ALIVE_S:
+            self._alive = batch.at
+            self.store.put("alive", batch.at)
         if batch.outbox:
             first = self.store.add_outbox(batch.outbox)
             batch.rows = [OutboxRow(first + i, *entry) for i, entry in enumerate(batch.outbox)]
@@ -319,7 +376,7 @@ class Bridge:
         for line, (sender, text) in batch.sms_last.items():
             self._publish_sms_last(line, sender, text, batch.at)
         for topic in batch.emptied:
-            self.publisher.set_state(RetainedState(topic, b"", None, None))
+            self.publisher.remove(topic)
         for what in batch.refresh:
             self.publisher.refresh("" if what == "*" else self.topics.line(what, ""))
         self._lines_stale = self._lines_stale or batch.lines_changed
@@ -449,7 +506,8 @@ class Bridge:
     def _second(self) -> None:
         now, wall = time.monotonic(), time.time()
         self.publisher.retry_parked(now)
-        if not self._stalled and (self.ledger.due(wall) or self.publisher.done_count):
+        stale = wall - self._alive >= ALIVE_S
+        if not self._stalled and (stale or self.publisher.done_count or self.ledger.due(wall)):
             self._commit([], self.ledger.settle)
         self._publish_jobs()
         if self._lines_stale and now >= self._lines_due:
@@ -490,7 +548,7 @@ class Bridge:
         def prune(_batch: Batch) -> None:
             week = wall - 7 * payloads.DAY
             for job in self.store.prune(repeats=wall - 2 * 3600, commands=wall - payloads.DAY, sms=week):
-                self.publisher.forget(self.topics.job(job))
+                self.publisher.remove(self.topics.job(job))
 
         if not self._stalled:
             self._commit([], prune)
@@ -522,9 +580,7 @@ class Bridge:
         self.server.timing = _timing(self.settings)
         self.server.configure(_line_configs(self.settings), time.monotonic())
         for line in gone:
-            for path in ("availability", "state", "stats", "sms/last"):
-                self.publisher.forget(self.topics.line(line, path))
-            self._published_states.pop(line, None)
+            self._remove_topics(line)
         self.publisher.retry_parked()
         self._publish_bridge()
         for name in self.store.queued_lines():
@@ -586,6 +642,12 @@ class Bridge:
         self._publish_health()
         self._publish_lines()
         self._publish_stats()
+
+    def _remove_topics(self, line: str) -> None:
+        """A line is no longer configured: nothing retained shall speak of it."""
+        for path in LINE_STATES:
+            self.publisher.remove(self.topics.line(line, path))
+        self._published_states.pop(line, None)
 
     def _publish_lines(self) -> None:
         self._lines_stale = False
@@ -688,6 +750,14 @@ class Bridge:
 
     def _client_id(self) -> str:
         return self.settings.mqtt.client_id or f"goip-bridge-{self.instance}"
+
+
+class _PoisonError(Exception):
+    """Handling this command failed."""
+
+    def __init__(self, message: Incoming) -> None:
+        super().__init__(message.topic)
+        self.message = message
 
 
 class _Traffic:

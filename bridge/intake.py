@@ -173,6 +173,13 @@ class Intake:
             row = self._row(message, topic, id, "", response_topic, batch)
             self._answers.give_once(batch, row, error.code, error.message, {}, warnings)
 
+    def give_up(self, message: Incoming, batch: Batch) -> None:
+        """Answer a command that made us fail, without looking at it more closely."""
+        batch.acknowledge.append(message)
+        if topic := self._topics.parse_command(message.topic):
+            row = self._row(message, topic, None, "", None, batch)
+            self._answers.give_once(batch, row, "internal", "a fault in the bridge; its log says more", {}, [])
+
     def _is_our_own_emptying(self, message: Incoming, at: float) -> bool:
         """Emptying a retained command is itself a publish to a command topic (docs/contract.md §4.7)."""
         if message.payload:

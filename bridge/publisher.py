@@ -101,10 +101,9 @@ class Publisher:
             if state.topic not in self._parked:
                 self._to_send[state.topic] = None
 
-    def forget(self, topic: str) -> None:
-        """Remove a retained state from the broker."""
-        if topic in self._states:
-            self.set_state(RetainedState(topic, b"", None, None))
+    def remove(self, topic: str) -> None:
+        """Remove a retained message from the broker."""
+        self.set_state(RetainedState(topic, b"", None, None))
 
     def refresh(self, prefix: str) -> None:
         """Publish again every state below a topic."""

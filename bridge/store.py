@@ -217,6 +217,10 @@ class Store:
             (name, host, port, memory.count, memory.reboots),
         )
 
+    def delete_line(self, name: str) -> None:
+        """Forget where a line was."""
+        self._db.execute("DELETE FROM line WHERE name = ?", (name,))
+
     def lines(self) -> Iterator[tuple[str, LineMemory]]:
         """Every line ever heard."""
         for name, host, port, count, reboots, fields in self._db.execute("SELECT * FROM line"):

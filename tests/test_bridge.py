@@ -5,11 +5,14 @@ import itertools
 import json
 import os
 import resource
+import sqlite3
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conftest import Broker, free_port
 from harness import (
@@ -356,6 +359,72 @@ async def test_a_store_that_cannot_be_written_acknowledges_nothing_until_it_can(
     assert "cannot write" in setup.bridge.log
     assert "can be written again" in setup.bridge.log
     assert len({seen.json["id"] for seen in setup.watcher.on(setup.topic("sms/in"))}) == 2
+
+
+# -- restarts, reloads ---------------------------------------------------------------------------------------
+
+
+async def test_a_long_absence_is_said(broker: Broker, tmp_path: Path) -> None:
+    async with set_up(broker, tmp_path) as setup:
+        assert await setup.bridge.stop() == 0
+        with contextlib.closing(sqlite3.connect(tmp_path / "bridge.db")) as store, store:
+            store.execute("UPDATE meta SET value = value - 3600 WHERE key = 'alive'")
+        await setup.bridge.start()
+        gap = (
+            await setup.watcher.until("goip/bridge/event", lambda seen: seen.json["event_type"] == "outage_gap")
+        ).json
+        lasted = datetime.fromisoformat(gap["to"]) - datetime.fromisoformat(gap["from"])
+        assert 3600 <= lasted.total_seconds() < 3700
+
+
+async def test_an_sms_on_its_way_at_a_crash_is_unknown_and_settled_by_its_late_answer(
+    broker: Broker, tmp_path: Path
+) -> None:
+    async with set_up(broker, tmp_path) as setup:
+        sendid = await submit(setup, "crash")
+        await setup.bridge.kill()
+        await setup.bridge.start()
+        deliveries = setup.topic("delivery")
+        unknown = await setup.watcher.until(deliveries, lambda seen: seen.json["event_type"] == "unknown")
+        assert unknown.json["evidence"] == "restart"
+        await setup.line.register()
+        setup.line.send(b"OK %b 1 7" % sendid)
+        sent = await setup.watcher.until(deliveries, lambda seen: seen.json["event_type"] == "sent")
+        assert (sent.json["msg"], sent.json["sms_no"]) == (unknown.json["msg"], 7)
+
+
+async def submit(setup: Setup, text: str) -> bytes:
+    """Have one SMS submitted, up to its SEND; the sendid."""
+    await setup.command("sms", {"to": "49151", "text": text})
+    sendid = (await setup.line.receive()).split(b" ")[1]
+    await setup.line.ask(b"PASSWORD %b" % sendid)
+    assert await setup.line.ask(b"SEND %b" % sendid) == b"SEND %b 1 49151\n" % sendid
+    return sendid
+
+
+async def test_reload_adds_and_removes_lines(setup: Setup) -> None:
+    added = f"{setup.id}-more"
+    config = setup.bridge.config
+    config["lines"] = {added: {"password": "password1"}}
+    (setup.bridge.directory / "config.yaml").write_text(yaml.safe_dump(config))
+    await setup.watcher.publish("goip/bridge/cmd/reload", {"id": f"reload-{setup.id}"})
+    await setup.watcher.until(
+        "goip/bridge/result/reload", lambda seen: seen.json["id"] == f"reload-{setup.id}" and seen.json["code"] == "ok"
+    )
+    await setup.watcher.until(setup.topic("state"), lambda seen: seen.payload == b"")
+    await setup.watcher.until(setup.topic("availability"), lambda seen: seen.payload == b"")
+    with raw_line(setup.bridge.udp_port, added) as line:
+        await line.register()
+    await setup.watcher.until(f"goip/{added}/availability", lambda seen: seen.payload == b"online")
+
+
+async def test_a_reload_of_a_bad_file_changes_nothing(setup: Setup) -> None:
+    (setup.bridge.directory / "config.yaml").write_text("lines: {x: {}}")
+    await setup.watcher.publish("goip/bridge/cmd/reload", {"id": f"bad-{setup.id}"})
+    result = await setup.watcher.until("goip/bridge/result/reload", lambda seen: seen.json["id"] == f"bad-{setup.id}")
+    assert result.json["status"] == "error"
+    assert "lines.x" in result.json["message"]
+    await setup.line.register()
 
 
 # -- the process --------------------------------------------------------------------------------------------
