@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from bridge import commands
 from bridge.commands import (
@@ -73,6 +74,7 @@ def sms(payload: object) -> Sms:
         ("resume", {"cmd": "c1"}, {"cmd": "c1"}),
         ("ussd", {"code": "*100#"}, {"code": "*100#", "timeout_s": 120}),
         ("ussd", {"code": "1", "timeout_s": 600}, {"code": "1", "timeout_s": 600}),
+        ("ussd", {"code": "+09*#" + "9" * 177}, {"code": "+09*#" + "9" * 177}),
         ("ussd/exit", b"", {}),
         ("number/get", b"", {}),
         ("number/set", {"value": "+49 (151) 123-456"}, {"value": "+49151123456"}),
@@ -89,6 +91,8 @@ def sms(payload: object) -> Sms:
         ("module/disable", b"", {}),
         ("modules/set", {"value": "10120121"}, {"value": "10120121", "digits": "10120121"}),
         ("modules/set", {"value": {"1": True, "4": False}}, {"digits": "1220"}),
+        ("modules/set", {"value": {"10": True, "9": False}}, {"digits": "2222222201"}),
+        ("modules/set", {"value": {"64": True}}, {"digits": "2" * 63 + "1"}),
         ("gateway/reboot", b"", {}),
         ("call_forward/get", b"", {"reason": "unconditional"}),
         ("call_forward/get", {"reason": "busy"}, {"reason": "busy"}),
@@ -98,15 +102,18 @@ def sms(payload: object) -> Sms:
             {"reason": "no_reply", "enable": True, "number": "015112", "timeout_s": 20},
         ),
         ("call_forward/set", {"reason": "all", "enable": False}, {"number": None, "timeout_s": None}),
+        ("call_forward/set", {"reason": "all", "enable": False, "timeout_s": 0}, {"timeout_s": 0}),
         ("call_waiting/get", b"", {}),
         ("call_waiting/set", {"enable": False}, {"enable": False}),
         ("imei/get", b"", {}),
         ("imei/set", {"value": "490154203237518"}, {"value": "490154203237518"}),
+        ("imei/set", {"value": "356938035643809"}, {"value": "356938035643809"}),
         ("call_interval/get", b"", {}),
         ("call_interval/set", {"value": 0}, {"value": 0}),
         ("cells/get", b"", {}),
         ("cell/get", b"", {}),
         ("cell/set", {"value": "7E5"}, {"value": "7E5"}),
+        ("cell/set", {"value": "0"}, {"value": "0"}),
         ("refresh", b"", {}),
     ],
 )
@@ -178,6 +185,36 @@ def test_everything_in_the_schema_is_described(target, model):
         assert [name for name, field in place["properties"].items() if "description" not in field] == []
 
 
+@pytest.mark.parametrize(
+    ("model", "payload"),
+    [
+        (Sms, {}),
+        (Sms, {"to": "1"}),
+        (Sms, {"to": "1", "text": ""}),
+        (Sms, {"to": [], "text": "a"}),
+        (Sms, {"to": "1", "txt": "a", "text": "a"}),
+        (Sms, {"messages": []}),
+        (Sms, {"to": "1", "text": "a", "messages": [{"to": "1", "text": "a"}]}),
+        (Sms, {"to": "1", "text": "a", "id": ""}),
+        (commands.ModulesSet, {"value": {}}),
+        (commands.ModulesSet, {"value": "3"}),
+        (commands.ImeiSet, {"value": "1"}),
+        (commands.NumberSet, {"value": -1}),
+    ],
+)
+def test_the_schema_refuses_what_the_parser_warns_of_or_refuses(model, payload):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(payload, model.model_json_schema())
+
+
+def test_a_command_does_not_change():
+    command = sms({"to": "1", "text": "a"})
+    with pytest.raises(ValidationError):
+        command.text = "b"
+    with pytest.raises(AttributeError):
+        command.recipients[0].text = "b"
+
+
 # --- Refusals: the code, and the words that name the place ---
 
 
@@ -221,6 +258,7 @@ TIME = "should be an RFC 3339 time with offset, or unix seconds"
         ("sms", {"to": "1", "txt": "hi"}, "txt: unknown field; did you mean text?"),
         ("sms", {"to": "1", "text": "hi", "warnings": []}, "warnings: unknown field"),
         ("sms", {"to": "1", "text": "hi", "a\nb": 1}, 'a\\nb": unknown field'),
+        ("sms", {"to": "1", "text": "hi", "k" * 41: 1}, "k" * 40 + '\\u2026": unknown field'),
         ("sms", {"messages": []}, "messages: is empty"),
         ("sms", {"messages": {}}, "messages: should be a list"),
         ("sms", {"messages": ["hi"]}, "messages[0]: should be an object"),
@@ -236,6 +274,7 @@ TIME = "should be an RFC 3339 time with offset, or unix seconds"
         ("sms", {"to": "1", "text": "a", "priority": "5"}, "priority: should be a valid integer"),
         ("sms", {"to": "1", "text": "a", "priority": True}, "priority: should be a valid integer"),
         ("sms", {"to": "1", "text": "a", "ttl_s": 0}, "ttl_s: should be greater than or equal to 1"),
+        ("sms", {"to": "1", "text": "a", "ttl_s": 31_536_001}, "ttl_s: should be less than or equal to 31536000"),
         ("sms", {"to": "1", "text": "a", "dry_run": 1}, "dry_run: should be a valid boolean"),
         ("sms", {"to": "1", "text": "a", "src": "\t"}, "src: should be 1 to 64 printable characters"),
         ("sms", {"to": "1", "text": "a", "send_at": "tomorrow"}, f"send_at: {TIME}"),
@@ -280,6 +319,7 @@ TIME = "should be an RFC 3339 time with offset, or unix seconds"
         ("imei/set", {"value": "490154203237517"}, LUHN),
         ("imei/set", {"value": "49015420323751"}, "value: should be 15 digits"),
         ("imei/set", {"value": 490154203237518}, "value: should be a valid string"),
+        ("cell/set", {"value": "7" * 65}, CELL),
         ("cell/set", {"value": "7E5 1"}, CELL),
         ("cell/set", {"value": "7E5\n"}, CELL),
         ("refresh", {"expires_at": "2030-01-01T00:00:00"}, f"expires_at: {TIME}"),
@@ -491,6 +531,7 @@ def test_the_id_of_a_refused_command_can_be_read():
     ("value", "expected"),
     [
         ("2030-01-01T00:00:00Z", datetime(2030, 1, 1, tzinfo=UTC)),
+        ("1999-09-29T09:59:39-09:59", datetime(1999, 9, 29, 19, 58, 39, tzinfo=UTC)),
         ("2030-01-01t02:00:00.250+02:00", datetime(2030, 1, 1, 0, 0, 0, 250_000, tzinfo=UTC)),
         ("2030-01-01 00:00:00.1234567z", datetime(2030, 1, 1, 0, 0, 0, 123_456, tzinfo=UTC)),
         (1893456000, datetime(2030, 1, 1, tzinfo=UTC)),

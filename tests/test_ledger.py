@@ -1,0 +1,280 @@
+"""From core events to rows and facts, on a real store: the life of an SMS and its delivery reports."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.batch import Batch, Run
+from bridge.goip import events
+from bridge.intake import Answers
+from bridge.ledger import REPORT_HOLD_S, REPORT_WINDOW_S, Ledger, same_number
+from bridge.settings import Settings
+from bridge.store import Store
+from bridge.topics import Topics
+
+START = 1_800_000_000.0
+
+
+class Book:
+    """A ledger whose time is set by the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = Store(path / "bridge.db")
+        self.settings = Settings(lines={"goip1": {"password": "p", "country": "DE"}})
+        topics = Topics("goip")
+        self.ledger = Ledger(self.store, self.settings, topics, Answers(self.store, topics))
+        self.run = Run(START)
+        self.at = START
+
+    def record(self, *happened: events.Event) -> list[dict[str, Any]]:
+        """The facts that these events bring about."""
+        batch = Batch(self.run, self.at)
+        with self.store.transaction():
+            self.ledger.record(happened, batch, self.at)
+        batch.committed()
+        return facts(batch)
+
+    def settle(self, seconds: float) -> list[dict[str, Any]]:
+        """The facts that time alone brings about."""
+        self.at += seconds
+        batch = Batch(self.run, self.at)
+        due = self.ledger.due(self.at)
+        with self.store.transaction():
+            self.ledger.settle(batch)
+        batch.committed()
+        assert due == bool(batch.outbox)
+        return facts(batch)
+
+    def queue(self, number: str = "+4915112345678", **columns: Any) -> int:
+        defaults = {
+            "msg": f"m{self.run.new_id()}", "cmd": "c", "job": None, "line": "goip1", "number": number, "text": "x",
+            "priority": 5, "guarantee": "effectively_once", "src": None, "created": self.at, "expires": None,
+            "state": "queued", "changed": self.at,
+        }  # fmt: skip
+        with self.store.transaction():
+            return self.store.add_sms(**(defaults | columns))
+
+    def sent(self, number: str = "+4915112345678", sms_no: int | None = 7, **columns: Any) -> int:
+        n = self.queue(number, **columns)
+        self.record(events.SmsSending("goip1", n, 100 + n, 1), events.SmsSent("goip1", n, sms_no))
+        return n
+
+
+def facts(batch: Batch) -> list[dict[str, Any]]:
+    return [json.loads(body) for _topic, _schema, _expiry, body, _correlation, _at in batch.outbox]
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[Book]:
+    made = Book(tmp_path)
+    yield made
+    made.store.close()
+
+
+def report(sms_no: int | None, state: int = 0, number: str = "015112345678") -> events.SmsReport:
+    return events.SmsReport("goip1", sms_no, state, number)
+
+
+def kinds(published: list[dict[str, Any]]) -> list[str]:
+    return [fact["event_type"] for fact in published]
+
+
+def test_a_report_settles_the_sms_of_its_number(book: Book) -> None:
+    n = book.sent(sms_no=0)
+    [fact] = book.record(report(0))
+    assert (fact["event_type"], fact["evidence"], fact["sms_no"]) == ("delivered", "report", 0)
+    row = book.store.sms(n)
+    assert row is not None
+    assert fact["msg"] == row.msg
+
+
+def test_a_report_before_its_ok_waits_for_it(book: Book) -> None:
+    n = book.queue()
+    book.record(events.SmsSending("goip1", n, 100, 1))
+    assert book.record(report(9)) == []
+    assert kinds(book.record(events.SmsSent("goip1", n, 9))) == ["sent", "delivered"]
+    assert book.settle(REPORT_HOLD_S + 1) == []
+
+
+def test_a_report_that_matches_nothing_is_published_after_ten_seconds(book: Book) -> None:
+    book.sent(sms_no=7)
+    assert book.record(report(8)) == []
+    assert book.settle(REPORT_HOLD_S - 1) == []
+    [fact] = book.settle(1.5)
+    assert fact["event_type"] == "delivered"
+    assert (fact["msg"], fact["cmd"], fact["job"]) == (None, None, None)
+    assert (fact["to"], fact["sms_no"]) == ("015112345678", 8)
+
+
+def test_a_report_for_another_number_does_not_match(book: Book) -> None:
+    book.sent(sms_no=7)
+    assert book.record(report(7, number="015100000000")) == []
+
+
+def test_a_report_matches_the_newest_sms_with_its_number(book: Book) -> None:
+    book.sent(sms_no=7)
+    book.at += 100
+    newer = book.sent(sms_no=7)
+    book.record(report(7))
+    assert [book.store.sms(n).state for n in (newer - 1, newer)] == ["sent", "delivered"]  # type: ignore[union-attr]
+
+
+def test_a_report_does_not_match_an_sms_of_long_ago(book: Book) -> None:
+    book.sent(sms_no=7)
+    book.at += REPORT_WINDOW_S + 1
+    assert book.record(report(7)) == []
+
+
+@pytest.mark.parametrize("state", [1, 2, 31, 32, 48, 63])
+def test_a_report_that_is_not_final_says_nothing(book: Book, state: int) -> None:
+    book.sent()
+    assert book.record(report(7, state)) == []
+    assert book.settle(REPORT_HOLD_S + 1) == []
+
+
+@pytest.mark.parametrize(("state", "retryable"), [(64, False), (70, False), (96, True), (127, True)])
+def test_a_permanent_failure_is_undelivered(book: Book, state: int, retryable: bool) -> None:
+    book.sent()
+    [fact] = book.record(report(7, state))
+    assert fact["event_type"] == "undelivered"
+    assert fact["error"] == {"code": state, "text": f"TP-Status {state}", "retryable": retryable, "ambiguous": False}
+
+
+def test_nothing_follows_a_final_state(book: Book) -> None:
+    n = book.sent()
+    book.record(report(7, 70))
+    assert book.record(report(7, 0)) == []
+    assert book.record(events.SmsFailed("goip1", n, 38, "errorstatus:38"), events.SmsSent("goip1", n, 8)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "ambiguous", "retryable"),
+    [(38, True, True), (332, True, True), (500, True, True), (1, False, False), (28, False, False), (331, False, True)],
+)
+def test_an_errorstatus_is_failed_and_says_whether_it_may_have_gone_out(
+    book: Book, code: int, ambiguous: bool, retryable: bool
+) -> None:
+    n = book.queue()
+    _, fact = book.record(
+        events.SmsSending("goip1", n, 100, 1), events.SmsFailed("goip1", n, code, f"errorstatus:{code}")
+    )
+    assert (fact["event_type"], fact["evidence"]) == ("failed", "errorstatus")
+    assert (fact["error"]["code"], fact["error"]["ambiguous"], fact["error"]["retryable"]) == (
+        code,
+        ambiguous,
+        retryable,
+    )
+
+
+def test_an_unknown_outcome_may_still_become_known(book: Book) -> None:
+    n = book.queue()
+    book.record(events.SmsSending("goip1", n, 100, 1))
+    [unknown] = book.record(events.SmsUnknown("goip1", n, "silence"))
+    assert unknown["evidence"] == "silence"
+    assert kinds(book.record(events.SmsSent("goip1", n, 3))) == ["sent"]
+
+
+def test_a_report_alone_settles_the_only_unknown_sms_of_its_number(book: Book) -> None:
+    n = book.queue()
+    book.record(events.SmsSending("goip1", n, 100, 1), events.SmsUnknown("goip1", n, "silence"))
+    assert book.record(report(4)) == []
+    [fact] = book.settle(REPORT_HOLD_S + 1)
+    row = book.store.sms(n)
+    assert row is not None
+    assert (fact["event_type"], fact["msg"], fact["sms_no"]) == ("delivered", row.msg, 4)
+
+
+def test_a_report_does_not_choose_between_two_unknown_sms(book: Book) -> None:
+    for _ in range(2):
+        n = book.queue()
+        book.record(events.SmsSending("goip1", n, 100 + n, 1), events.SmsUnknown("goip1", n, "silence"))
+    book.record(report(4))
+    [fact] = book.settle(REPORT_HOLD_S + 1)
+    assert fact["msg"] is None
+
+
+def test_a_queued_sms_expires(book: Book) -> None:
+    book.queue(expires=START + 5)
+    assert book.settle(4) == []
+    assert kinds(book.settle(1)) == ["expired"]
+    assert book.settle(1) == []
+
+
+def test_an_unknown_sms_is_sent_again_only_if_asked_to_and_not_for_ever(book: Book) -> None:
+    quiet = book.queue()
+    insisting = book.queue(guarantee="at_least_once")
+    for n in (quiet, insisting):
+        book.record(events.SmsSending("goip1", n, 100 + n, 1), events.SmsUnknown("goip1", n, "silence"))
+    for attempt in range(2, 6):
+        [fact] = book.settle(901)
+        assert (fact["event_type"], fact["error"]["ambiguous"]) == ("queued", True)
+        sending, _ = book.record(
+            events.SmsSending("goip1", insisting, 200 + attempt, 1), events.SmsUnknown("goip1", insisting, "silence")
+        )
+        assert sending["attempt"] == attempt
+    assert book.settle(901) == []
+    row = book.store.sms(quiet)
+    assert row is not None
+    assert (row.state, row.attempt) == ("unknown", 1)
+
+
+def test_an_sms_refused_for_now_is_queued_again(book: Book) -> None:
+    n = book.queue()
+    [fact] = book.record(events.SmsRequeued("goip1", n, "GSM_LOGOUT"))
+    assert fact["event_type"] == "queued"
+    assert fact["error"] == {"code": None, "text": "GSM_LOGOUT", "retryable": True, "ambiguous": False}
+
+
+def test_national_senders_become_e164_and_names_stay(book: Book) -> None:
+    def received(srcnum: str) -> events.SmsReceived:
+        return events.SmsReceived("goip1", 1, srcnum, "x", None, None, None)
+
+    facts = book.record(received("0151 12345678"), received("MyBank"), received(""), received("333"))
+    assert [(fact["from"], fact["from_raw"]) for fact in facts] == [
+        ("+4915112345678", "0151 12345678"),
+        ("MyBank", "MyBank"),
+        (None, None),
+        ("333", "333"),
+    ]
+
+
+def test_strangers_are_told_once_in_ten_minutes_with_their_count(book: Book) -> None:
+    stranger = events.Unauthenticated("new", None, ("10.0.0.9", 10991), "unknown")
+    [first] = book.record(*[stranger] * 5)
+    assert (first["event_type"], first["line"], first["address"], first["count"]) == (
+        "line_unknown", "new", "10.0.0.9:10991", 1,
+    )  # fmt: skip
+    book.at += 601
+    [second] = book.record(stranger)
+    assert second["count"] == 5
+
+
+def test_a_flood_of_strangers_is_told_thirty_times(book: Book) -> None:
+    flood = [events.Unauthenticated(f"s{n}", None, ("10.0.0.9", 1), "unknown") for n in range(5000)]
+    assert len(book.record(*flood)) == 30
+
+
+def test_sequence_numbers_count_by_topic_and_are_not_lost_with_a_failed_batch(book: Book) -> None:
+    book.queue()
+    batch = Batch(book.run, book.at)
+    book.ledger.record([events.LineOffline("goip1")], batch, 0)  # thrown away
+    first = book.record(events.LineOffline("goip1"))
+    second = book.record(events.LineOffline("goip1"))
+    assert [first[0]["seq"], second[0]["seq"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("+8613800138000", "13800138000", True),
+        ("+8613800138000", "13800138001", False),
+        ("10086", "10086", True),
+        ("10086", "4910086", False),
+        ("+4915112345678", "", True),
+    ],
+)
+def test_numbers_are_compared_by_their_last_digits(one: str, other: str, same: bool) -> None:
+    assert same_number(one, other) is same

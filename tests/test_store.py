@@ -1,0 +1,114 @@
+"""The store as a file: migrations, what it refuses, and what survives."""
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from bridge.goip.server import LineMemory
+from bridge.store import MIGRATIONS, Store, StoreError, StoreUnusable
+
+
+def test_a_new_store_has_the_newest_schema(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "new" / "bridge.db")) as store:
+        assert store.is_new
+    with contextlib.closing(sqlite3.connect(tmp_path / "new" / "bridge.db")) as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path / "bridge.db").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "bridge.db")) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreUnusable, match="newer version"):
+        Store(tmp_path / "bridge.db")
+
+
+def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "bridge.db").write_bytes(b"not a database, but somebody's data" * 100)
+    before = (tmp_path / "bridge.db").read_bytes()
+    with pytest.raises(StoreUnusable, match=r"bridge\.db"):
+        Store(tmp_path / "bridge.db")
+    assert (tmp_path / "bridge.db").read_bytes() == before
+
+
+def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store, store.transaction():
+        for number in range(2000):
+            store.add_repeats([(number.to_bytes(12, "big"), "goip1", float(number))])
+    content = bytearray((tmp_path / "bridge.db").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 8192] = b"\xaa" * 8192
+    (tmp_path / "bridge.db").write_bytes(content)
+    with pytest.raises(StoreUnusable):
+        Store(tmp_path / "bridge.db")
+
+
+def test_a_second_opener_is_refused(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store, store.transaction():
+        store.put("a", 1)
+        with pytest.raises(StoreUnusable):
+            Store(tmp_path / "bridge.db")
+
+
+def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store:
+        with pytest.raises(StoreError), store.transaction():
+            store.put("a", 1)
+            store._db.execute("INSERT INTO no_such_table VALUES (1)")
+        assert store.get("a") is None
+
+
+def test_a_full_store_is_a_store_error_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store:
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StoreError, match="full"), store.transaction():
+            store.put("a", "x" * 100_000)
+        store._db.execute("PRAGMA max_page_count = 1000000")
+        with store.transaction():
+            store.put("a", "x" * 100_000)
+
+
+def test_outbox_numbers_never_come_again(tmp_path: Path) -> None:
+    row = ("t", "s", 1, b"{}", None, 1.0)
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store:
+        with store.transaction():
+            assert store.add_outbox([row, row, row]) == 1
+        with store.transaction():
+            store.delete_outbox([1, 2, 3])
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store:
+        with store.transaction():
+            assert store.add_outbox([row]) == 4
+        assert [waiting.n for waiting in store.outbox(0, 10)] == [4]
+        assert store.outbox_size() == (1, 1.0)
+
+
+def test_a_line_that_moves_keeps_what_it_said(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store:
+        with store.transaction():
+            memory = LineMemory(address=("10.0.0.1", 10991), count=5, reboots=1, fields={"signal": "20"})
+            store.save_line("goip1", memory)
+            store.move_line("goip1", LineMemory(address=("10.0.0.2", 10992), count=6, reboots=1))
+        assert list(store.lines()) == [
+            ("goip1", LineMemory(address=("10.0.0.2", 10992), count=6, reboots=1, fields={"signal": "20"}))
+        ]
+
+
+def test_the_queue_is_by_priority_and_then_first_come(tmp_path: Path) -> None:
+    def sms(msg: str, priority: int) -> dict[str, object]:
+        return {
+            "msg": msg, "cmd": "c", "line": "goip1", "number": "1", "text": "x", "priority": priority,
+            "guarantee": "at_most_once", "created": 0.0, "state": "queued", "changed": 0.0,
+        }  # fmt: skip
+
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store:
+        with store.transaction():
+            for msg, priority in (("a", 5), ("b", 9), ("c", 5), ("d", 9), ("e", 0)):
+                store.add_sms(**sms(msg, priority))
+        assert [row.msg for row in store.queued("goip1", 10)] == ["b", "d", "a", "c", "e"]
+        plan = store._db.execute(
+            "EXPLAIN QUERY PLAN SELECT * FROM sms WHERE line = 'x' AND state = 'queued' ORDER BY priority DESC, n"
+        ).fetchall()
+        assert all("TEMP B-TREE" not in step[-1] for step in plan), plan
