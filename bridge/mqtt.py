@@ -39,7 +39,7 @@ QUICK_CLOSES = 3  # docs/contract.md §5: so many in a row are a takeover
 UNSUPPORTED_VERSION = 0x84
 TAKEN_OVER = 0x8E
 UNKNOWN = -1  # not the broker's doing
-UNEXPLAINED = {0x00, 0x80}  # closed without a DISCONNECT, or one whose reason paho 2.1 couldn't read
+UNEXPLAINED = {0x00, 0x80}  # closed without a DISCONNECT, or without a reason in it
 ADVICE = {
     0x84: "set mqtt.version to auto or 3.1.1",
     0x85: "set another mqtt.client_id",
@@ -620,8 +620,13 @@ class _Connection:
             self._loop.remove_writer(self._fd)
 
     def _on_disconnect(self, _c: Any, _u: Any, flags: Any, reason: ReasonCode, _p: Any) -> None:
-        closed = not flags.is_disconnect_packet_from_server and reason.value == 0x80
-        detail = self._last_error.text or "closed by the broker" if closed else str(reason)
+        detail = str(reason)
+        if flags.is_disconnect_packet_from_server:
+            if packet := self._client._in_packet["packet"]:  # paho 2.1 overlooks a reason without properties
+                reason = ReasonCode(PacketTypes.DISCONNECT, identifier=packet[0])
+            detail = f"{reason}, says the broker"
+        elif reason.value == 0x80:
+            detail = self._last_error.text or "closed by the broker"
         self._end(f"connection ended: {detail}", reason.value)
 
 

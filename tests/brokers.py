@@ -14,6 +14,7 @@ from typing import Self
 
 START_TIMEOUT_S = 10.0
 SERVER_NAME = "broker.test"
+_given: set[int] = set()
 
 
 def find_mosquitto() -> str | None:
@@ -22,9 +23,14 @@ def find_mosquitto() -> str | None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Never the same twice: the first may not be in use yet when the second is asked for."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 class Mosquitto:

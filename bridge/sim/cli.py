@@ -123,10 +123,14 @@ def main(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
     logging.getLogger("bridge.sim.radio").setLevel(logging.DEBUG if args.verbose else logging.WARNING)
     logging.getLogger("bridge.sim.udp").setLevel(logging.DEBUG if args.verbose > 1 else logging.WARNING)
+    # A reader that goes away, as in `… | head`, ends the program quietly.
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         asyncio.run(_run(_options(args), args.seconds))
     except SimulatorError as error:
         return _fail(str(error), 1)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
     return 0
 
 

@@ -258,9 +258,10 @@ def _ussd_exit(rest: str) -> UssdExit:
 
 
 def _call_forward(rest: str) -> CallForward:
+    _split(rest, 4)
     # A query or a disable needs neither number nor time, and some servers leave them out.
-    sendid, password, reason, mode, number, ftime = _split(rest + "  " * (rest.count(" ") < 5), 6)
-    return CallForward(_number(sendid), password, _number(reason), _number(mode), number, ftime.strip())
+    sendid, password, reason, mode, number, ftime = (*rest.split(" ", 5), "", "")[:6]
+    return CallForward(_number(sendid), password, _number(reason), _number(mode), number, ftime)
 
 
 def _call_waiting(rest: str) -> CallWaiting:

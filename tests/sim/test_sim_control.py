@@ -136,6 +136,8 @@ def test_call_forwarding_is_kept_for_each_reason(bench):
     assert ask("CF 3 password1 1 2  0") == ["CFSTATE 3 0"]
     assert ask("CF 4 password1 5 4  0") == ["CFOK 4"]
     assert ask("CF 5 password1 2 2  0") == ["CFSTATE 5 0"]
+    assert ask("CF 10 password1 4 3 +4922 0") == ["CFOK 10"]
+    assert [ask(f"CF 11 password1 {reason} 2")[0] for reason in range(4)] == ["CFSTATE 11 1 +4922"] * 4
     assert ask("CF 6 password1 0 3  0") == ["CFERROR 6"]
     assert ask("CF 7 password1 9 3 +4911 0") == ["CFERROR 7"]
     assert box.tell("CF 8 wrong 0 2  0") == ["CFERROR 8"]

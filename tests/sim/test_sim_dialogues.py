@@ -97,7 +97,7 @@ def test_missed_call_has_no_expiry(box):
 
 
 def test_outgoing_call(box):
-    box.line.calls.outgoing("10086", box.now, seconds=10)
+    assert box.line.calls.outgoing("10086", box.now, seconds=10)
     assert box.events(0) == ["STATE:gsm_remain_state:DIALING:10086", "RECORD:dir:2;num:10086"]
     assert box.events(1) == ["STATE:gsm_remain_state:ALERTING:10086"]
     assert box.events(2) == ["STATE:gsm_remain_state:CONNECTED:10086"]
@@ -107,6 +107,7 @@ def test_outgoing_call(box):
         "HANGUP:num:,cause:Normal call clearing",
         "REMAIN:gsm_remain_time:-1",
     ]
+    assert [(record["direction"], record["number"]) for record in box.records("call")] == [("outgoing", "10086")]
 
 
 def test_state_shows_in_keepalive_and_answer_and_call_can_be_dropped(box):

@@ -200,3 +200,67 @@ def test_chatter_of_cells_only_where_asked_for(bench):
     assert [text for text in bench().advance(700) if not text.startswith("req:")] == []
     box = bench(chatter=True)
     assert {text.split(":")[0] for text in box.advance(700)} == {"req", "CELLINFO", "CGATT", "BCCH"}
+
+
+def test_no_neighbours_are_reported_during_a_call_or_without_network(bench):
+    box = bench(chatter=True)
+    box.line.calls.incoming("+4420", box.now, seconds=400)
+    assert not any(text.startswith("BCCH") for text in box.advance(310))
+    box.line.logout(box.now)
+    assert not any(text.startswith("BCCH") for text in box.advance(310))
+
+
+def test_line_that_is_off_finds_no_network(bench):
+    box = bench()
+    box.line.power_off(box.now)
+    box.line.receive_sms("+4420", "early", box.now)
+    box.line.login(box.now)
+    assert not box.line.logged_in
+    assert box.sent() == []
+    box.line.power_on(box.now)
+    assert [text.rpartition(":")[2] for text in box.sent() if "early" in text] == ["early"]
+
+
+def test_waiting_sms_arrives_once_although_login_is_repeated(bench):
+    box = bench()
+    box.line.logout(box.now)
+    box.line.receive_sms("+4420", "late", box.now)
+    box.line.login(box.now)
+    box.line.login(box.now)
+    assert len(box.records("received")) == 1
+
+
+@pytest.mark.parametrize("end", ["refused", "off"])
+def test_registration_can_be_lost(bench, end):
+    box = bench()
+    box.tell("reg:1;status:200;")
+    assert box.world.registered == {"goip1"}
+    if end == "refused":
+        box.tell("reg:1;status:404;")
+    else:
+        box.line.power_off(box.now)
+    assert box.world.registered == set()
+
+
+def test_late_answer_from_before_a_restart_registers_nothing(bench):
+    box = bench(boot_time=1)
+    box.advance(60)
+    box.gateway.reboot(box.now)
+    box.advance(2)
+    box.tell("reg:3;status:200;")
+    assert box.line.registration is Registration.WAITING
+
+
+def test_idle_minutes_count_from_the_last_call(bench):
+    box = bench(ring=(0, 0))
+    assert fields(box.advance(150)[-1])["idle"] == "2"
+    box.line.calls.incoming("+4420", box.now, seconds=40)
+    sent = [text for text in box.advance(90) if text.startswith("req:")]
+    assert [fields(text)["idle"] for text in sent] == ["0", "0", "1"]
+    assert len(box.records("call")) == 1
+
+
+def test_pushed_ussd_is_on_record(bench):
+    box = bench()
+    box.line.ussd_push("Balance 5", box.now)
+    assert [record["text"] for record in box.records("ussd_push")] == ["Balance 5"]

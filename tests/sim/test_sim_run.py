@@ -271,20 +271,31 @@ def test_options_reach_the_simulator():
     assert line.clock_offset < -300_000_000
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_signal_ends_the_command_with_a_summary(server, number):
+async def start_command(server, *words):
     host, port = server.address
     code = (
         "import argparse, sys; from bridge.sim import cli; parser = argparse.ArgumentParser();"
         "cli.add_arguments(parser); sys.exit(cli.main(parser.parse_args()))"
     )
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", code, "--server", f"{host}:{port}", "--lines", "2"),
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, "--server", f"{host}:{port}", *words),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=os.environ,
     )
+
+
+async def test_reader_that_goes_away_ends_the_command_without_noise(server):
+    process = await start_command(server, "-vv", "--keepalive", "0.05", "--seconds", "20")
+    await asyncio.wait_for(process.stdout.readline(), 20)
+    process._transport.get_pipe_transport(1).close()
+    assert await asyncio.wait_for(process.stderr.read(), 10) == b""
+    assert await process.wait() == -signal.SIGPIPE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_ends_the_command_with_a_summary(server, number):
+    process = await start_command(server, "--lines", "2")
     assert process.stdout is not None
     said = ""
     while "registered: 2 of 2 lines" not in said:

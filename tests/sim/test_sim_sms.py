@@ -148,8 +148,8 @@ def test_forced_error_hits_only_the_next_sms(bench):
 def test_too_short_number_gives_the_captured_error(bench):
     box = bench()
     box.open_session()
-    box.tell("SEND 7 1 11\n")
-    assert box.advance(5) == ["ERROR 7 1 errorstatus:38\n"]
+    box.tell("SEND 7 1 +11\n", "SEND 7 2 110\n")
+    assert box.advance(10) == ["ERROR 7 1 errorstatus:38\n", "OK 7 2 0\n"]
 
 
 def test_wrong_password_keeps_the_session_open_for_another(bench):
@@ -186,7 +186,7 @@ def test_session_is_forgotten_after_90_seconds_of_silence(bench):
     assert box.tell("PASSWORD 7 password1\n") == ["SEND 7\n"]
     box.advance(89)
     assert box.tell("PASSWORD 7 password1\n") == ["SEND 7\n"]
-    box.advance(91)
+    box.advance(90)
     assert box.tell("SEND 7 1 +4911\n") == ["ERROR 7 SENDID\n"]
     assert box.records("submit") == []
 

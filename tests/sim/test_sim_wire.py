@@ -151,6 +151,11 @@ def test_garbage_is_a_wire_error(data: bytes) -> None:
         wire.decode(data)
 
 
+def test_longest_text_is_taken() -> None:
+    message = wire.decode(b"MSG 1 3000 " + b"a" * 3000)
+    assert message == wire.OpenSession(1, "a" * 3000)
+
+
 def test_error_names_the_sendid_when_the_sender_can_be_told() -> None:
     with pytest.raises(wire.WireError) as caught:
         wire.decode(b"SEND 42 1")
