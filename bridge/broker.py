@@ -158,6 +158,7 @@ class _Mosquitto:
             "persistence_file mosquitto.db",
             "autosave_interval 60",
             "max_queued_messages 100000",  # the default of 1000 drops facts for a consumer that is away for a day
+            "max_inflight_messages 100",  # the default of 20 slows the bridge down
             "log_dest stderr",
             "log_timestamp false",
         ]

@@ -63,6 +63,9 @@ async def serve(
         address = settings.mqtt.address
         if broker is not None:
             address = BrokerUrl.parse(await broker.start(settings.store.path.absolute().parent))
+            if broker.pid is None:  # amqtt leaves a client that asks for MQTT 5 without an answer
+                mqtt = settings.mqtt.model_copy(update={"version": "3.1.1"})
+                settings = settings.model_copy(update={"mqtt": mqtt})
         assert address is not None
         bridge = Bridge(settings, store, reload)
         loop.add_signal_handler(signal.SIGHUP, bridge.reload)
