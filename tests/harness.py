@@ -56,6 +56,11 @@ class Watcher:
         self._news = asyncio.Condition()
 
     async def collect(self) -> None:
+        """Until cancelled, or until the broker dies."""
+        with contextlib.suppress(aiomqtt.MqttError):
+            await self._collect()
+
+    async def _collect(self) -> None:
         async for message in self.client.messages:
             properties = message.properties.json() if message.properties is not None else {}
             async with self._news:

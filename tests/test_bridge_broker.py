@@ -1,0 +1,201 @@
+"""The bridge and a broker that dies, refuses, is old, or has another client with our id."""
+
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+
+from brokers import Mosquitto
+from conftest import Broker
+from harness import BridgeProcess, RawLine, Watcher, bridge_config, raw_line, running, watching
+
+pytestmark = pytest.mark.broker("binary")
+
+
+@contextlib.asynccontextmanager
+async def own_broker(directory: Path, **options: Any) -> AsyncIterator[Mosquitto]:
+    directory.mkdir()  # noqa: ASYNC240
+    broker = Mosquitto(directory, **options)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.terminate()
+
+
+def as_broker(broker: Mosquitto, passwords: dict[str, str] | None = None) -> Broker:
+    return Broker(kind="mosquitto", host=broker.host, port=broker.port, passwords=passwords or {})
+
+
+@contextlib.asynccontextmanager
+async def bridged(
+    directory: Path, broker: Broker, **more: Any
+) -> AsyncIterator[tuple[BridgeProcess, RawLine, Watcher]]:
+    """A bridge with one registered line, watched by `admin`."""
+    config = bridge_config(broker, "goip", **more)
+    async with watching(broker, "goip/#") as watcher, running(directory, config) as bridge:
+        with raw_line(bridge.udp_port) as line:
+            await line.register()
+            await watcher.until("goip/goip1/availability", lambda seen: seen.payload == b"online")
+            await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"online")
+            yield bridge, line, watcher
+
+
+@pytest.mark.parametrize("persistence", [True, False])
+async def test_nothing_is_lost_when_the_broker_is_killed(tmp_path: Path, persistence: bool) -> None:
+    async with own_broker(tmp_path / "broker", persistence=persistence) as broker:
+        ids: set[str] = set()
+        async with bridged(tmp_path, as_broker(broker)) as (_bridge, line, watcher):
+            for number in range(20):
+                await line.ask(line.event("RECEIVE", f"srcnum:1;msg:{number}"))
+            await watcher.until("goip/goip1/sms/in", count=20)
+            broker.kill()
+            for number in range(20, 40):
+                await line.ask(line.event("RECEIVE", f"srcnum:1;msg:{number}"))
+            broker.start()
+            async with watching(as_broker(broker), "goip/#") as later:
+                await later.until("goip/bridge/availability", lambda seen: seen.payload == b"online")
+                await later.until("goip/goip1/state")  # retained state is back, also where the broker forgot it
+                await line.ask(line.event("RECEIVE", "srcnum:1;msg:40"))
+                await later.until("goip/goip1/sms/in", lambda seen: seen.json["text"] == "40")
+                for seen in [*watcher.on("goip/goip1/sms/in"), *later.on("goip/goip1/sms/in")]:
+                    ids.add(seen.json["id"])
+                texts = {seen.json["text"] for seen in later.on("goip/goip1/sms/in")}
+                assert texts >= {str(number) for number in range(20, 41)}
+        assert len(ids) == 41
+
+
+async def test_a_command_published_while_the_bridge_is_down_is_executed_once(tmp_path: Path) -> None:
+    async with (
+        own_broker(tmp_path / "broker") as broker,
+        bridged(tmp_path, as_broker(broker)) as (bridge, line, watcher),
+    ):
+        await bridge.kill()
+        await watcher.publish("goip/goip1/cmd/sms", {"id": "away", "to": "49151", "text": "x"})
+        await bridge.start()
+        result = await watcher.until("goip/goip1/result/sms")
+        assert (result.json["id"], result.json["code"]) == ("away", "ok")
+        assert (await line.receive()).startswith(b"MSG ")
+
+
+async def test_a_keyless_command_that_is_redelivered_is_executed_once(tmp_path: Path) -> None:
+    """Killed right after the publish: before the commit, after it, or after the PUBACK, as chance has it."""
+    async with (
+        own_broker(tmp_path / "broker") as broker,
+        bridged(tmp_path, as_broker(broker)) as (bridge, _line, watcher),
+    ):
+        for number in range(10):
+            await watcher.publish("goip/goip1/cmd/sms/49151", f"text {number}")
+            await bridge.kill()
+            await bridge.start()
+            await watcher.until(
+                "goip/goip1/delivery", lambda seen: seen.json["event_type"] == "queued", count=number + 1
+            )
+        await watcher.publish("goip/goip1/cmd/refresh", {"id": "end"})
+        await watcher.until("goip/goip1/result/refresh")
+        queued = [seen.json for seen in watcher.on("goip/goip1/delivery") if seen.json["event_type"] == "queued"]
+        first = {fact["id"]: fact for fact in queued if fact["error"] is None}
+        assert len({fact["msg"] for fact in first.values()}) == 10
+
+
+async def test_a_refused_publish_is_told_and_kept_while_others_flow(tmp_path: Path) -> None:
+    passwords = {"bridge": "b", "admin": "a"}
+    readable = "user admin\ntopic readwrite #\nuser bridge\ntopic readwrite goip/#\n"
+    denied = readable + "topic deny goip/+/call\n"
+    async with own_broker(tmp_path / "broker", passwords=passwords, acl=denied) as broker:
+        known = as_broker(broker, passwords)
+        async with bridged(tmp_path, known) as (_bridge, line, watcher):
+            await line.ask(line.event("STATE", "gsm_remain_state:INCOMING:123"))
+            await line.ask(line.event("RECEIVE", "srcnum:1;msg:flows"))
+            await watcher.until("goip/goip1/sms/in")
+            told = await watcher.until("goip/bridge/event", lambda seen: seen.json["event_type"] == "publish_refused")
+            assert (told.json["topic"], told.json["reason_code"]) == ("goip/goip1/call", 0x87)
+            broker.terminate()
+            (broker.directory / "acl").write_text(readable)
+            broker.start()
+            async with watching(known, "goip/#") as later:
+                call = await later.until("goip/goip1/call")
+                assert (call.json["event_type"], call.json["seq"]) == ("ringing", 1)
+
+
+async def test_nobody_listening_is_told(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker") as broker:
+        known = as_broker(broker)
+        async with (
+            watching(known, "goip/bridge/#") as watcher,
+            running(tmp_path, bridge_config(known, "goip")) as bridge,
+        ):
+            with raw_line(bridge.udp_port) as line:
+                await line.register()
+                await line.ask(line.event("RECEIVE", "srcnum:1;msg:unheard"))
+            told = await watcher.until("goip/bridge/event", lambda seen: seen.json["event_type"] == "no_subscriber")
+            assert (told.json["topic"], told.json["reason_code"], told.json["count"]) == ("goip/goip1/sms/in", 0x10, 1)
+
+
+async def test_mqtt_3_1_1_carries_the_same_payloads(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker") as broker:
+        more = {"mqtt": {"version": "3.1.1"}}
+        async with bridged(tmp_path, as_broker(broker), **more) as (_bridge, line, watcher):
+            await line.ask(line.event("RECEIVE", "srcnum:1;msg:old"))
+            fact = await watcher.until("goip/goip1/sms/in")
+            assert fact.json["text"] == "old"
+            assert "UserProperty" not in fact.properties
+            await watcher.publish("goip/goip1/cmd/sms", {"id": "1", "to": "1", "text": "x"})
+            assert (await watcher.until("goip/goip1/result/sms")).json["code"] == "ok"
+            info = await watcher.until("goip/bridge/info", lambda seen: seen.json["mqtt"]["version"] is not None)
+            assert info.json["mqtt"]["version"] == "3.1.1"
+
+
+async def test_a_retained_command_from_before_is_refused_on_3_1_1_too(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker") as broker:
+        known = as_broker(broker)
+        async with watching(known, "goip/#", version="3.1.1") as watcher:
+            await watcher.publish("goip/goip1/cmd/module/reboot", "", retain=True)
+            await watcher.publish("goip/goip1/cmd/module/reboot", "PRESS", retain=True)
+            async with running(tmp_path, bridge_config(known, "goip", mqtt={"version": "3.1.1"})) as bridge:
+                with raw_line(bridge.udp_port) as line:
+                    await line.register()
+                    result = await watcher.until("goip/goip1/result/module/reboot")
+                    assert result.json["code"] == "retained_command"
+                    await watcher.until("goip/goip1/cmd/module/reboot", lambda seen: seen.payload == b"")
+                    await watcher.publish("goip/goip1/cmd/refresh", {"id": "end"})
+                    await watcher.until("goip/goip1/result/refresh")
+                    assert len(watcher.on("goip/goip1/result/module/reboot")) == 1
+                    assert line.nothing_waits()
+
+
+async def test_a_second_client_with_our_id_is_told_and_sms_are_kept(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker") as broker:
+        more = {"mqtt": {"client_id": "same"}}
+        async with bridged(tmp_path, as_broker(broker), **more) as (bridge, line, watcher):
+            for taken in range(1, 4):  # this broker does not say it: three short connections are the sign
+                connections = bridge.log.count("connected to mqtt")
+                async with aiomqtt.Client(broker.host, broker.port, identifier="same"):
+                    pass
+                if taken < 3:
+                    await watcher.until(
+                        "goip/bridge/availability", lambda seen: seen.payload == b"online", count=connections + 1
+                    )
+            await line.ask(line.event("RECEIVE", "srcnum:1;msg:kept"))
+            assert "another client connects with client id same" in bridge.log
+
+
+async def test_without_a_url_an_embedded_broker_is_started(tmp_path: Path) -> None:
+    config = bridge_config(None, "goip")
+    async with running(tmp_path, config) as bridge:
+        with raw_line(bridge.udp_port) as line:
+            await line.register()
+            while "embedded broker" not in bridge.log:  # register() took a while, the log is nearly there
+                await line.register()
+            url = bridge.log.split("embedded broker (mosquitto): mqtt://")[1].split()[0]
+            host, _, port = url.partition(":")
+            embedded = Broker(kind="mosquitto", host=host, port=int(port))
+            async with watching(embedded, "goip/#") as watcher:
+                await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"online")
+                await line.ask(line.event("RECEIVE", "srcnum:1;msg:x"))
+                await watcher.until("goip/goip1/sms/in")
+    assert sys.platform != "linux" or bridge.log.count("Traceback") == 0
