@@ -1,28 +1,74 @@
 """The command line: `goip-bridge <command>`."""
 
 import argparse
+import contextlib
+import difflib
+import importlib
+import os
 import sys
+from collections.abc import Sequence
 
-from bridge import __version__, config_cli, service
-from bridge.sim import cli as sim_cli
+from bridge import __version__
+
+COMMANDS = {
+    "run": ("bridge.service", "run the bridge"),
+    "demo": ("bridge.demo", "see it work: a broker, the bridge and a simulated gateway, no hardware needed"),
+    "send": ("bridge.send", "send an SMS over MQTT and follow it to the end"),
+    "monitor": ("bridge.monitor", "watch the lines, their queues and their traffic"),
+    "doctor": ("bridge.doctor", "find what is wrong, and say what to do"),
+    "health": ("bridge.doctor:health_", "exit 0 when the bridge is online; for containers"),
+    "config": ("bridge.config_cli", "check, show or describe the configuration"),
+    "schema": ("bridge.schema", "write the JSON Schemas of all payloads"),
+    "sim": ("bridge.sim.cli", "run simulated GoIP lines against an SMS server"),
+}
+"""Module and summary; a module has `add_arguments(parser)` and `main(args) -> int`, and is imported when chosen. What
+follows a colon is in front of these two names."""
+INTERRUPTED = 130
+"128 + SIGINT, as shells have it."
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to the command; returns its exit code: 0 done, 1 runtime failure, 2 wrong usage or configuration."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parser(_chosen(argv)).parse_args(argv)
+        code: int = args.main(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader went away, as in `… | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _chosen(argv: Sequence[str]) -> str | None:
+    return next((word for word in argv if not word.startswith("-")), None)
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser with the options of the chosen command only: importing the others takes time."""
     parser = argparse.ArgumentParser(prog="goip-bridge", description="GoIP GSM gateways to MQTT and back.")
     parser.add_argument("--version", action="version", version=f"goip-bridge {__version__}")
+    if chosen is not None and chosen not in COMMANDS:
+        parser.error(_unknown(chosen))
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module, help in (
-        ("run", service, "run the bridge"),
-        ("sim", sim_cli, "run simulated GoIP lines against an SMS server"),
-        ("config", config_cli, "check, show or describe the configuration"),
-    ):
-        subparser = subparsers.add_parser(name, help=help, description=help)
-        module.add_arguments(subparser)
-        subparser.set_defaults(main=module.main)
-    args = parser.parse_args()
-    code: int = args.main(args)
-    return code
+    for name, (module_name, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            path, _, prefix = module_name.partition(":")
+            module = importlib.import_module(path)
+            getattr(module, f"{prefix}add_arguments")(subparser)
+            subparser.set_defaults(main=getattr(module, f"{prefix}main"))
+    return parser
+
+
+def _unknown(word: str) -> str:
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    return f"there is no command {word!r}" + (
+        f"; did you mean {close[0]}?" if close else f"; known are {', '.join(COMMANDS)}"
+    )
 
 
 if __name__ == "__main__":

@@ -6,14 +6,26 @@ among the fields of a class because it is added when the payload is published, n
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
+from pydantic import WithJsonSchema
 
 from bridge.commands import Code
 
 DAY = 86400
 
+Time = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$",
+        }
+    ),
+]
+"As `timestamp` writes it: RFC 3339, UTC, milliseconds."
 DeliveryType = Literal[
     "queued", "sending", "sent", "delivered", "undelivered", "failed", "unknown", "expired", "cancelled"
 ]
@@ -70,7 +82,7 @@ class Fact:
     "Version of the payloads."
     id: str
     "Unique; repeats of the same fact have the same id."
-    at: str
+    at: Time
     "When it happened: RFC 3339, UTC."
     boot: str
     "One run of the bridge."
@@ -83,6 +95,7 @@ class SmsIn(Fact):
     """An SMS was received. Topic `<base>/<id>/sms/in`."""
 
     event_type: Literal["received"] = "received"
+    "Always `received`."
     from_: str | None
     "The sender in E.164 where it can be, else as the gateway gave it; null when there is none."
     from_raw: str | None
@@ -132,9 +145,11 @@ class Call(Fact):
     """A step of a call. Topic `<base>/<id>/call`."""
 
     event_type: Literal["ringing", "dialing", "answered", "ended", "recorded"]
+    "The step; `recorded` is the gateway's own record of a call."
     number: str | None
-    "The other side."
+    "The other side; null when it is not known."
     direction: Literal["in", "out"] | None
+    "`in` is a call to the SIM; null when it is not known."
     duration_s: float | None = None
     "Seconds from answer to end, for `ended`; 0 when it was not answered."
     cause: str | None = None
@@ -146,6 +161,7 @@ class Ussd(Fact):
     """A USSD reply, error or time-out. Topic `<base>/<id>/ussd`."""
 
     event_type: Literal["reply", "error", "timeout"]
+    "`timeout` is no answer in time; the code may have been carried out all the same."
     code: str | None
     "The code that was sent; null when the network began."
     text: str | None
@@ -167,21 +183,24 @@ class BridgeEvent(Fact):
     """Something the operator should know. Topic `<base>/bridge/event`."""
 
     event_type: BridgeEventType
+    "What happened."
     message: str
     "What it means and what to do."
     line: str | None = None
     "The line, as claimed by the sender where it is not known."
     gateway: str | None = None
+    "The line's gateway, as configured."
     address: str | None = None
     "ip:port of the sender."
     count: int | None = None
     "How many of these happened since the last such fact, this one included."
     topic: str | None = None
+    "The topic of the publish or command it is about."
     reason_code: int | None = None
     "The MQTT reason code."
-    from_: str | None = None
+    from_: Time | None = None
     "Beginning of the gap."
-    to: str | None = None
+    to: Time | None = None
     "End of the gap."
 
 
@@ -199,13 +218,17 @@ class Result:
     command: str
     "The command path, such as sms or number/get."
     status: Literal["ok", "error"]
+    "`ok` exactly when `code` is."
     code: Code
+    "Why, for programs; a closed list."
     retryable: bool
     "The same command may work later."
     message: str
     "For people; names the failing place, such as to[1]."
     data: dict[str, Any] = field(default_factory=dict)
-    "What the command gives back."
+    """What the command gives back: `job` (or null), `msgs`, `parts` and `encoding` for `sms`; `value` for most that end
+    in `get`; `enable` for call forwarding and waiting; `cells` for `cells/get`; `text` and `exit` for `ussd`. Empty
+    when it was refused."""
     duplicate: bool = False
     "This is the answer of an earlier command with the same id."
     warnings: list[str] = field(default_factory=list)
@@ -222,7 +245,9 @@ class Signal:
     csq: int | None = None
     "0 to 31."
     dbm: int | None = None
+    "2·csq-113."
     percent: int | None = None
+    "csq/31, rounded."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +255,11 @@ class Gsm:
     """The mobile network."""
 
     status: Literal["login", "logout", "unknown"] = "unknown"
+    "The gateway's word."
     registered: bool | None = None
+    "The same as true or false; null when unknown."
     operator: str | None = None
+    "As the gateway gives it; often a code of letters, such as POL."
     cell: str | None = None
     "As the gateway gives it, such as `LAC:7E5,CELL ID:5E5B`."
 
@@ -241,7 +269,9 @@ class Voip:
     """The gateway's registration with its SIP or H.323 server."""
 
     status: str | None = None
+    "The gateway's word, in lower case."
     registered: bool | None = None
+    "The same as true or false; null when unknown."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,9 +279,13 @@ class CallState:
     """The channel's call."""
 
     state: Literal["idle", "ringing", "dialing", "alerting", "active", "busy"] | None = None
+    "Null until the line is heard."
     number: str | None = None
+    "The other side."
     direction: Literal["in", "out"] | None = None
-    since: str | None = None
+    "`in` is a call to the SIM."
+    since: Time | None = None
+    "When `state` began."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,8 +293,11 @@ class Sim:
     """The SIM card."""
 
     number: str | None = None
+    "Its phone number, where the gateway knows it (`number/set`)."
     imsi: str | None = None
+    "Identity of the subscriber."
     iccid: str | None = None
+    "Number of the card."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +305,7 @@ class Module:
     """The radio module."""
 
     imei: str | None = None
+    "Its serial number, 15 digits."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +317,7 @@ class Limits:
     remain_time_min: int | None = None
     "Minutes left; null when unknown or unlimited."
     unlimited: bool | None = None
+    "There is no limit; null when unknown."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,12 +333,13 @@ class LineState:
     module: Module
     limits: Limits
     enabled: bool | None
-    "The module is switched on."
+    "The module is switched on; null when unknown."
     address: str | None
     "ip:port the line was heard at last."
-    last_seen: str | None
+    last_seen: Time | None
     "When the line was heard last; alone it re-publishes the state at most every 5 minutes."
     problems: list[Problem]
+    "What keeps the line from working."
     raw: dict[str, str]
     "Keepalive fields that have no place above, verbatim."
 
@@ -309,6 +349,7 @@ class QueueCounts:
     """SMS that are not finished."""
 
     queued: int = 0
+    "Waiting for their turn."
     active: int = 0
     "Handed to the gateway, outcome not known yet."
 
@@ -318,11 +359,15 @@ class Traffic:
     """Counted SMS."""
 
     sent: int = 0
+    "Taken by the network."
     delivered: int = 0
+    "Reported as delivered."
     failed: int = 0
     "Failed and undelivered."
     unknown: int = 0
+    "Left, and nobody knows what became of them."
     received: int = 0
+    "Inbound."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,10 +387,12 @@ class SmsLast:
     """The last inbound SMS. Topic `<base>/<id>/sms/last`."""
 
     v: Literal[1] = 1
-    at: str
+    at: Time
+    "When it was received: RFC 3339, UTC."
     from_: str | None
     "Masked: the last three digits of a number."
     chars: int
+    "Length of the text in Unicode code points."
     text: str | None = None
     "Only with `retain_text: true`."
 
@@ -357,6 +404,7 @@ class MqttInfo:
     version: str | None
     "5 or 3.1.1."
     session_present: bool
+    "The broker had kept our session."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,14 +413,18 @@ class BridgeInfo:
 
     v: Literal[1] = 1
     version: str
+    "Version of the program."
     api: int
     "Version of the topics and payloads."
     instance: str
-    started_at: str
+    "Name of this bridge."
+    started_at: Time
+    "When this run began: RFC 3339, UTC."
     lines: int
     "Configured lines."
     mqtt: MqttInfo
     features: list[str]
+    "What this version can do."
     config: dict[str, Any]
     "The configuration in force, without secrets."
 
@@ -384,7 +436,9 @@ class UdpHealth:
     received: int
     sent: int
     malformed: int
+    "That are not of this protocol."
     unauthorized: int
+    "With an unknown id, a wrong password or from a wrong address."
     dropped: int
     "By the kernel because we were too slow, or by us while the store could not be written."
 
@@ -395,8 +449,11 @@ class MqttHealth:
 
     connected: bool
     published: int
+    "Messages handed to the broker."
     acked: int
+    "Messages the broker took."
     refused: int
+    "Messages the broker refused; they are tried again."
     reconnects: int
 
 
@@ -406,6 +463,7 @@ class OutboxHealth:
 
     count: int
     oldest_s: float | None
+    "Age of the oldest; null when there is none."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -422,7 +480,9 @@ class BridgeHealth:
 
     v: Literal[1] = 1
     uptime_s: int
+    "Seconds since the start."
     rss_mb: float
+    "Memory in use, in MiB."
     loop_lag_ms: float
     "The longest time in the last minute that the program could not react."
     udp: UdpHealth
@@ -437,10 +497,14 @@ class LineSummary:
     """One line in `bridge/lines`."""
 
     id: str
+    "The line's name in its topics."
     name: str | None
+    "The name for people, as configured."
     gateway: str | None
+    "The gateway, as configured."
     online: bool
     address: str | None
+    "ip:port the line was heard at last."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -449,6 +513,7 @@ class BridgeLines:
 
     v: Literal[1] = 1
     lines: list[LineSummary]
+    "Every configured line."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -472,17 +537,24 @@ class Job:
 
     v: Literal[1] = 1
     job: str
+    "The job's id, as in `delivery`."
     cmd: str
+    "The id of the command that asked for it."
     line: str
+    "The line it was given to."
     state: Literal["running", "paused", "done", "cancelled"]
+    "`done` when none is queued or sending any more."
     total: int
+    "Recipients."
     counts: JobCounts
     rate_per_min: float | None
     "SMS handed over per minute since the start."
     eta_s: int | None
     "Seconds until the last one is handed over, at this rate."
-    started_at: str
-    ended_at: str | None
+    started_at: Time
+    "When the command was accepted: RFC 3339, UTC."
+    ended_at: Time | None
+    "When the last one was handed over, or given up; null while it goes on."
 
 
 @dataclass(frozen=True, slots=True)
