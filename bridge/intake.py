@@ -204,7 +204,8 @@ class Intake:
             raise CommandError("expired", "expires_at: is over")
         if _is_pool(topic.target) or isinstance(command, _LATER):
             raise CommandError("not_supported", "this version does not have this command yet")
-        row = self._row(message, topic, command.id, payload, response_topic, batch)
+        id = command.id
+        row = self._row(message, topic, id, payload, response_topic, batch, named="id_unusable" not in warnings)
         if on_bridge:
             self._bridge_command(row, command, warnings, batch)
         elif isinstance(command, commands.Sms):
@@ -217,13 +218,22 @@ class Intake:
 
     @staticmethod
     def _row(
-        message: Incoming, topic: CommandTopic, id: str | None, payload: str, response_topic: str | None, batch: Batch
+        message: Incoming,
+        topic: CommandTopic,
+        id: str | None,
+        payload: str,
+        response_topic: str | None,
+        batch: Batch,
+        *,
+        named: bool = True,
     ) -> CommandRow:
-        """The command as the store will have it, but for its number."""
+        """The command as the store will have it, but for its number. Without an id, textual correlation data names its
+        result, unless it tried to have an id and failed (docs/contract.md §4.1).
+        """
         return CommandRow(
             n=0,
             topic=message.topic,
-            id=id or _textual(message.correlation) or batch.run.new_id(),
+            id=id or (_textual(message.correlation) if named else None) or batch.run.new_id(),
             payload=payload,
             minted=id is None,
             target=topic.target,
@@ -289,7 +299,7 @@ class Intake:
                 where = "to" if command.messages is None else f"messages[{place}].to"
                 raise CommandError("not_supported", f"{where}: this version does not know contacts and groups")
         line = self._line(row.target)
-        if line.online is not True:
+        if not line.usable:
             warnings.append("line_offline")
         elif line.disabled:
             warnings.append("line_disabled")
