@@ -217,6 +217,8 @@ class _Mosquitto:
             line = raw.decode(errors="replace").rstrip()
             self._last_lines.append(line)
             level = {"Error": logging.ERROR, "Warning": logging.WARNING}.get(line.partition(":")[0], logging.DEBUG)
+            if "should not be run as root" in line:
+                level = logging.DEBUG  # it runs as whoever runs us, on loopback only
             log.log(level, "mosquitto: %s", line)
 
 

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from bridge import settings as configuration
 from bridge.broker import DEFAULT_PORT, LOOPBACK
-from bridge.mqtt import ADVICE, UNSUPPORTED_VERSION, LinkConfig, _tls_context
+from bridge.mqtt import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
 from bridge.settings import BrokerUrl, ConfigError, MqttSettings, Settings
 
 CONNECT_S = 10.0
@@ -194,7 +194,7 @@ async def _open(settings: Settings, role: str, version: Literal["5", "3.1.1"]) -
             transport=transport,
             timeout=CONNECT_S,
             keepalive=30,
-            tls_context=_tls_context(_link_config(broker, mqtt)) if broker.tls else None,
+            tls_context=tls_context(_link_config(broker, mqtt)) if broker.tls else None,
             websocket_path=broker.path if transport == "websockets" else None,
         )
         client.version, client.url = version, url

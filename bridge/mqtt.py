@@ -473,7 +473,7 @@ class _Connection:
         """Blocks; in a thread."""
         config = self._config
         if config.scheme in ("mqtts", "wss"):
-            self._client.tls_set_context(_tls_context(config))
+            self._client.tls_set_context(tls_context(config))
         port = config.port or PORTS[config.scheme]
         if self.protocol == V311:
             self._client.connect(config.host, port, config.keepalive_s)
@@ -703,7 +703,8 @@ def _common_properties(expiry_s: int | None, schema: str | None, content_type: s
     return _Packed(_properties(PacketTypes.PUBLISH, common))
 
 
-def _tls_context(config: LinkConfig) -> ssl.SSLContext:
+def tls_context(config: LinkConfig) -> ssl.SSLContext:
+    """What the configuration says of certificates. Raises OSError that names the file."""
     context = _TlsContext(ssl.PROTOCOL_TLS_CLIENT)
     context.server_name = config.server_name
     try:

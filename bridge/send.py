@@ -34,7 +34,7 @@ WRONG = frozenset({
 "Codes of refusals that only another command line can cure."
 RESULT_S = 15
 "How long the bridge may take to accept the command; then the broker forgets it (MQTT 5)."
-BIRTH_S = 5.0
+BIRTH_S = 3.0
 "How long the broker may take to tell us whether the bridge is online."
 TIMEOUT_S, REPORTS_S = 300.0, 60.0
 LISTED = 100

@@ -1,0 +1,283 @@
+"""`goip-bridge doctor` finds what is wrong and says what to do; `goip-bridge health` is its short sister."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiomqtt
+import pytest
+import yaml
+from paho.mqtt import publish
+from test_send import Installation, cli, environment, faults
+
+from bridge import doctor
+from bridge.doctor import Report, examine_host
+from bridge.settings import Settings
+from bridge.store import MIGRATIONS, Store
+from brokers import SERVER_NAME, Mosquitto, amqtt_broker, find_mosquitto, free_port, make_certificates
+
+needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    with Installation(tmp_path_factory.mktemp("installation"), lines=2) as running:
+        yield running
+
+
+def problems(result: subprocess.CompletedProcess[str]) -> list[str]:
+    assert "Traceback" not in result.stderr
+    return [line.split(maxsplit=1)[1] for line in result.stdout.splitlines() if line.startswith("problem ")]
+
+
+# -- everything together
+
+
+@needs_mosquitto
+def test_a_sound_installation_has_no_problem(installation):
+    result = installation.cli("doctor")
+    assert problems(result) == []
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "is in use by a running bridge" in result.stdout
+    assert "lines: 2 of 2 online and well" in result.stdout
+    assert "acl: may publish and subscribe what the bridge needs" in result.stdout
+    assert result.stdout.endswith("no problem\n")
+
+
+@needs_mosquitto
+def test_it_leaves_nothing_on_the_broker(installation):
+    installation.cli("doctor")
+    heard = subprocess.run(
+        ["mosquitto_sub", "-p", str(installation.broker.port), "-t", "#", "-v", "--retained-only", "-W", "1"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "goip/bridge/availability online" in heard.stdout
+    assert "doctor" not in heard.stdout
+
+
+@needs_mosquitto
+def test_a_line_the_bridge_does_not_know_and_one_never_heard(tmp_path):
+    with Installation(tmp_path, lines=2, simulated=1) as running:
+        config = (tmp_path / "config.yaml").read_text().replace("lines:", "lines:\n  new: {password: secret-1}")
+        (tmp_path / "config.yaml").write_text(config)
+        result = running.cli("doctor")
+    assert result.returncode == 1
+    unknown, silent = problems(result)
+    assert unknown.startswith("line new: is configured, but the running bridge does not know it")
+    assert silent.startswith("line goip2: never heard of. On the web page")
+    assert f"SMS Server Port {running.udp_port}, SMS Client ID goip2" in silent
+    assert "password2" not in result.stdout
+    assert "secret-1" not in result.stdout
+
+
+@needs_mosquitto
+def test_a_retained_command_is_found_where_no_bridge_removes_it(tmp_path):
+    with Mosquitto(tmp_path) as broker:
+        where = {"hostname": broker.host, "port": broker.port}
+        publish.single("goip/goip1/cmd/module/reboot", "{}", 1, True, **where)
+        publish.single("goip/bridge/availability", "offline", 1, True, **where)
+        result = cli(tmp_path, "doctor", "--url", f"mqtt://127.0.0.1:{broker.port}")
+    assert result.returncode == 1
+    away, retained = problems(result)
+    assert away.startswith("bridge: not running: goip/bridge/availability says offline")
+    assert "mosquitto_pub -r -n -t 'goip/goip1/cmd/module/reboot'" in retained
+
+
+@needs_mosquitto
+def test_missing_rights_are_named(tmp_path):
+    acl = "user some\ntopic read #\ntopic write goip/bridge/cmd/#\ntopic write homeassistant/#\n"
+    with Mosquitto(tmp_path, passwords={"some": "thing"}, acl=acl) as broker:
+        url = f"mqtt://some:thing@127.0.0.1:{broker.port}"
+        result = cli(tmp_path, "doctor", "--timeout", "1", "--url", url)
+        assert "publish: the broker refuses goip/bridge/result/doctor (reason code 135)" in result.stdout
+        assert result.returncode == 1
+        assert "acl: may" not in result.stdout
+        wrong = cli(tmp_path, "doctor", "--url", url.replace("thing", "wrong"))
+    assert wrong.returncode == 1
+    assert problems(wrong)[0].startswith(f"mqtt: mqtt://127.0.0.1:{broker.port}: the broker refused the connection")
+    assert "wrong" not in wrong.stdout
+
+
+@needs_mosquitto
+def test_not_being_allowed_to_read_commands_is_noticed(tmp_path):
+    acl = "user some\ntopic write #\ntopic read goip/bridge/availability\n"
+    with Mosquitto(tmp_path, passwords={"some": "thing"}, acl=acl) as broker:
+        result = cli(tmp_path, "doctor", "--timeout", "1", "--url", f"mqtt://some:thing@127.0.0.1:{broker.port}")
+    assert any("does not reach us" in problem for problem in problems(result))
+
+
+def test_an_invalid_configuration_is_exit_code_2(tmp_path):
+    (tmp_path / "config.yaml").write_text("linse: {}\n")
+    result = cli(tmp_path, "doctor")
+    assert result.returncode == 2
+    assert problems(result) == ['configuration: config.yaml:1: linse: unknown key; did you mean "lines"?']
+
+
+def test_a_broker_that_is_not_there_is_a_problem_with_advice(tmp_path):
+    port = free_port()
+    result = cli(tmp_path, "doctor", "--url", f"mqtt://127.0.0.1:{port}")
+    assert result.returncode == 1
+    assert problems(result)[-1].startswith(f"mqtt: mqtt://127.0.0.1:{port}: cannot connect")
+
+
+# -- this machine, without a broker
+
+
+def examine(tmp_path: Path, **config: object) -> Report:
+    settings = Settings.model_validate(
+        {"store": {"path": tmp_path / "s.db"}, "udp": {"listen": "127.0.0.1:0"}} | config
+    )
+    report = Report()
+    examine_host(settings, report)
+    return report
+
+
+def problem_texts(report: Report) -> list[str]:
+    return [f"{one.what}: {one.text}" for one in report.findings if one.level == "problem"]
+
+
+def test_a_store_held_by_a_bridge_is_recognised_and_not_disturbed(tmp_path):
+    # In another process: locks of the same one do not exclude each other.
+    holder = (
+        "import sys; from pathlib import Path; from bridge.store import Store\n"
+        "store = Store(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()\n"
+        "with store.transaction(): store.put('key', 1)\n"
+        "store.close()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "s.db")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    report = examine(tmp_path)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert any("in use by a running bridge" in one.text for one in report.findings)
+    # A bridge that runs and does not listen where the configuration says is worth a word.
+    assert problem_texts(report) == ["udp.listen: a bridge runs, but not on UDP 127.0.0.1:0"]
+
+
+def test_a_store_at_rest_is_examined_and_nothing_is_left_beside_it(tmp_path):
+    Store(tmp_path / "s.db").close()
+    before = sorted(tmp_path.iterdir())
+    report = examine(tmp_path)
+    assert problem_texts(report) == []
+    assert any("is sound" in one.text for one in report.findings)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_store_that_is_none_or_too_new_is_a_problem(tmp_path):
+    (tmp_path / "s.db").write_bytes(b"not a database, but long enough to be looked at" * 100)
+    assert "is not a store" in problem_texts(examine(tmp_path))[0]
+    (tmp_path / "s.db").unlink()
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    assert "newer version" in problem_texts(examine(tmp_path))[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_not_writable_is_a_problem(tmp_path):
+    tmp_path.chmod(0o500)
+    assert "not writable" in problem_texts(examine(tmp_path))[0]
+
+
+def test_a_udp_port_of_another_program_is_a_problem(tmp_path):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert problem_texts(examine(tmp_path, udp={"listen": listen})) == [
+            f"udp.listen: UDP {listen} is in use by another program"
+        ]
+
+
+def test_an_address_of_another_machine_is_a_problem(tmp_path):
+    assert (
+        "cannot listen on UDP 192.0.2.1:44444" in problem_texts(examine(tmp_path, udp={"listen": "192.0.2.1:44444"}))[0]
+    )
+
+
+def test_a_clock_that_was_never_set_is_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.time, "time", lambda: 86400.0)
+    assert problem_texts(examine(tmp_path)) == ["clock: this machine's clock is not set"]
+
+
+def test_no_broker_to_embed_is_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "find_mosquitto", lambda: None)
+    report = examine(tmp_path)
+    assert any("the bridge starts amqtt" in one.text for one in report.findings)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: None)
+    assert problem_texts(examine(tmp_path)) == ["mqtt.url: not set"]
+
+
+# -- health
+
+
+@needs_mosquitto
+def test_health_is_0_while_the_bridge_is_online(installation):
+    result = installation.cli("health")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@needs_mosquitto
+def test_health_of_a_bridge_that_is_offline_or_unknown_is_1(tmp_path):
+    with Mosquitto(tmp_path) as broker:
+        arguments = ("health", "--timeout", "0.8", "--url", f"mqtt://127.0.0.1:{broker.port}")
+        result = cli(tmp_path, *arguments)
+        assert result.returncode == 1
+        assert faults(result) == ["not healthy: goip/bridge/availability says nothing after 0.8 s"]
+        publish.single("goip/bridge/availability", "offline", 1, True, hostname=broker.host, port=broker.port)
+        result = cli(tmp_path, *arguments)
+        assert result.returncode == 1
+        assert faults(result) == ["not healthy: goip/bridge/availability says offline after 0.8 s"]
+
+
+def test_health_without_a_broker_is_1_and_one_line(tmp_path):
+    result = cli(tmp_path, "health", "--url", f"mqtt://127.0.0.1:{free_port()}")
+    assert result.returncode == 1
+    assert len(faults(result)) == 1
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("kind", ["unix", "ws", "mqtts"])
+def test_health_knows_every_way_to_a_broker(tmp_path, kind):
+    certificates = make_certificates(tmp_path)
+    with Mosquitto(tmp_path, tls=certificates, unix=True, websockets=True) as broker:
+        publish.single("goip/bridge/availability", "online", 1, True, hostname=broker.host, port=broker.port)
+        mqtt = {
+            "unix": {"url": f"unix://{broker.unix_path}"},
+            "ws": {"url": f"ws://127.0.0.1:{broker.websockets_port}/mqtt"},
+            "mqtts": {
+                "url": f"mqtts://127.0.0.1:{broker.tls_port}",
+                "server_name": SERVER_NAME,
+                "ca_file": str(certificates.ca),
+                "cert_file": str(certificates.client_cert),
+                "key_file": str(certificates.client_key),
+            },
+        }[kind]
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"mqtt": mqtt}))
+        result = cli(tmp_path, "health")
+        assert (result.returncode, result.stderr) == (0, "")
+        if kind == "mqtts":
+            (tmp_path / "config.yaml").write_text(yaml.safe_dump({"mqtt": {"url": mqtt["url"]}}))
+            result = cli(tmp_path, "health")
+            assert result.returncode == 1
+            assert "check mqtt.ca_file and mqtt.server_name" in faults(result)[0]
+
+
+async def test_health_falls_back_to_mqtt_3_where_the_broker_knows_no_5(tmp_path):
+    async with amqtt_broker() as port:
+        async with aiomqtt.Client("127.0.0.1", port) as client:
+            await client.publish("goip/bridge/availability", "online", qos=1, retain=True)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bridge", "health", "--url", f"mqtt://127.0.0.1:{port}", "--timeout", "15",
+            cwd=tmp_path, stderr=asyncio.subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
