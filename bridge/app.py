@@ -281,8 +281,8 @@ class Bridge:
         self._notices.append(
             {
                 "event_type": "takeover",
-                "message": f"Another client connects as {self._client_id()}. If a second bridge is meant to run, give "
-                "it its own instance: and store; otherwise stop it.",
+                "message": f"Another client seems to connect as {self._client_id()}. If a second bridge is meant to "
+                "run, give it its own instance: and store; otherwise stop it.",
             }
         )
         self.pump()
@@ -844,6 +844,7 @@ def _link_config(bridge: Bridge, broker: BrokerUrl) -> LinkConfig:
         server_name=mqtt.server_name,
         will=will,
         subscriptions=topics.filters(),
+        max_incoming_bytes=2 * commands.MAX_PAYLOAD_BYTES,  # a broker drops what is larger without a word
     )
 
 

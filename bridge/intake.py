@@ -79,7 +79,8 @@ class Answers:
         if not answer.ok:
             self.give(batch, command, "gateway_refused", f"The gateway refused: {answer.text or 'no reason'}", {})
             return
-        self.give(batch, command, "ok", "The gateway confirmed it.", operations.data(command.path, answer))
+        said = "The gateway answered." if command.path.endswith("/get") else "The gateway confirmed it."
+        self.give(batch, command, "ok", said, operations.data(command.path, answer))
 
     def timed_out(self, batch: Batch, command: CommandRow) -> None:
         """A gateway did not answer a control command."""
@@ -299,10 +300,8 @@ class Intake:
                 where = "to" if command.messages is None else f"messages[{place}].to"
                 raise CommandError("not_supported", f"{where}: this version does not know contacts and groups")
         line = self._line(row.target)
-        if not line.usable:
+        if not line.usable or line.disabled:
             warnings.append("line_offline")
-        elif line.disabled:
-            warnings.append("line_disabled")
         data = self._segments(command) | {"job": None, "msgs": []}
         if command.dry_run:
             # Not remembered: the command proper may follow with the same id.
@@ -360,6 +359,8 @@ class Intake:
         line = self._line(row.target)
         if not line.usable:
             raise CommandError("line_offline", f"line {row.target} is offline")
+        if isinstance(command, commands.Ussd) and line.disabled:
+            raise CommandError("line_disabled", f"the module of line {row.target} is switched off")
         same = [order for order in batch.orders if order.target == row.target]
         if isinstance(command, commands.Ussd):
             waiting = line.ussd_dialogues + sum(isinstance(order.command, commands.Ussd) for order in same)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge import numbers, payloads
 from bridge.batch import Batch
-from bridge.goip import events
+from bridge.goip import events, wire
 from bridge.goip.events import Address
 from bridge.goip.server import LineMemory
 from bridge.intake import Answers
@@ -148,7 +148,7 @@ class Ledger:
 
     def _sms_received(self, event: events.SmsReceived, batch: Batch, _now: float) -> None:
         settings = self.settings.lines.get(event.line)
-        raw_number = event.srcnum or None
+        raw_number = None if event.srcnum.strip() in wire.UNSET else event.srcnum
         number = raw_number
         if raw_number is not None:
             number = numbers.to_e164(raw_number, settings.country if settings else None) or raw_number

@@ -167,6 +167,7 @@ class MqttLink:
         self._versions = _Versions(config.version)
         self._attempts = 0  # since the last connection that lasted
         self._quick_closes = 0
+        self._told = False  # the broker said that we were taken over; we did not just guess it
         self._takeovers = 0
         self._warned: dict[str, float] = {}
 
@@ -247,14 +248,16 @@ class MqttLink:
             self._quick_closes += 1
         if connection.age > self._config.takeover_s[1]:
             self._takeovers = 0  # it outlived the other's longest wait: the duel is over
-        return connection.code == TAKEN_OVER or self._quick_closes >= QUICK_CLOSES
+        self._told = connection.code == TAKEN_OVER
+        return self._told or self._quick_closes >= QUICK_CLOSES
 
     def _takeover_wait(self) -> float:
         first, longest = self._config.takeover_s
         delay = min(longest, first * 2.0 ** min(self._takeovers, 30))
         self._takeovers += 1
         log.error(
-            "another client connects with client id %s: give each its own mqtt.client_id; trying again in %.0f s",
+            "another client %s with client id %s: give each its own mqtt.client_id; trying again in %.0f s",
+            "connects" if self._told else "seems to connect",
             self._config.client_id,
             delay,
         )

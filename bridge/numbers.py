@@ -32,13 +32,29 @@ def to_e164(number: str, country: str | None) -> str | None:
         return bare
     if country is None or not bare.isdecimal():
         return None
+    # Some networks leave out the + of an international number, so digits may be meant either way.
+    readings = [number for text in (bare, f"+{bare}") if (number := _valid(text, country)) is not None]
+    distinct = {phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164): number for number in readings}
+    if len(distinct) > 1:  # SMS come from mobile phones
+        distinct = {text: number for text, number in distinct.items() if _is_mobile(number)}
+    return next(iter(distinct)) if len(distinct) == 1 else None
+
+
+def _valid(text: str, country: str) -> phonenumbers.PhoneNumber | None:
+    """The number, if it is one of that country."""
     try:
-        parsed = phonenumbers.parse(bare, country)
+        number = phonenumbers.parse(text, country)
     except phonenumbers.NumberParseException:
         return None
-    if not phonenumbers.is_valid_number(parsed):
-        return None
-    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+    ours = number.country_code == phonenumbers.country_code_for_region(country)
+    return number if ours and phonenumbers.is_valid_number(number) else None
+
+
+def _is_mobile(number: phonenumbers.PhoneNumber) -> bool:
+    return phonenumbers.number_type(number) in (
+        phonenumbers.PhoneNumberType.MOBILE,
+        phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE,
+    )
 
 
 def mask(number: str) -> str:

@@ -8,7 +8,6 @@ from bridge.goip import events, wire
 from bridge.goip.control import Operation
 
 _REASONS = {"unconditional": "0", "busy": "1", "no_reply": "2", "not_reachable": "3", "all": "4", "conditional": "5"}
-_UNSET = ("", "(null)", "<NULL>")
 _INTEGERS = ("exp_time/get", "remain_time/get", "call_interval/get")
 
 
@@ -84,6 +83,8 @@ def data(path: str, answer: events.RequestAnswered) -> dict[str, Any]:
         return _info(answer.fields)
     if path in _INTEGERS:
         return _minutes(answer.text)
+    if path == "ussd/exit":
+        return {"text": None, "exit": True}
     if path in ("call_forward/get", "call_waiting/get"):
         enable, _, number = answer.text.partition(" ")
         found: dict[str, Any] = {"enable": {"1": True, "0": False}.get(enable)}
@@ -92,14 +93,12 @@ def data(path: str, answer: events.RequestAnswered) -> dict[str, Any]:
 
 
 def _value(text: str | None) -> str | None:
-    return None if text is None or text.strip() in _UNSET else text.strip()
+    return None if text is None or text.strip() in wire.UNSET else text.strip()
 
 
 def _minutes(text: str) -> dict[str, Any]:
     number = wire.integer(text)
-    if number is None:
-        return {"value": _value(text)}
-    return {"value": None, "unlimited": True} if number < 0 else {"value": number}
+    return {"value": None, "unlimited": True} if number is not None and number < 0 else {"value": number}
 
 
 def _info(fields: Any) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def _topic(value: str) -> str:
         raise ValueError("has an empty level; write it like goip or house/goip, without / at either end")
     if value.startswith("$"):
         raise ValueError("must not start with $, which belongs to the broker")
+    if value != value.strip():
+        raise ValueError("must not have blanks around it")
     if re.search(r"[+#]", value) or _CONTROL.search(value):
         raise ValueError("must not contain the wildcards + and # or control characters")
     return value
@@ -94,8 +96,8 @@ def _line_id(value: str) -> str:
 
 
 def _goip_id(value: str) -> str:
-    if ";" in value or _CONTROL.search(value):
-        raise ValueError("must not contain ; or control characters, which end a field on the wire")
+    if ";" in value or _CONTROL.search(value) or value != value.strip():
+        raise ValueError("must not contain ; or control characters, which end a field on the wire, or blanks around it")
     return value
 
 
@@ -566,9 +568,19 @@ class Settings(_Section, BaseSettings):
 
     def notes(self) -> list[str]:
         """What is allowed but probably not meant, one line each."""
-        if self.lines:
-            return []
-        return ["lines: none configured; gateways that register are reported as events that say what to add"]
+        notes = []
+        if not self.lines:
+            notes.append("lines: none configured; gateways that register are reported as events that say what to add")
+        if self.http.listen is not None:
+            notes.append("http.listen: this version has no HTTP endpoints; nothing listens there")
+        if "homeassistant" in self.model_fields_set:
+            notes.append("homeassistant: this version does not announce devices to Home Assistant")
+        notes += [
+            f"{name}: this version checks them, but commands can't use them"
+            for name in ("pools", "contacts", "groups")
+            if getattr(self, name)
+        ]
+        return notes
 
     def public_dict(self) -> dict[str, Any]:
         """The configuration as JSON values for `bridge/info`: without secrets, contacts' numbers masked."""
@@ -645,6 +657,8 @@ class _Source:
             raise ConfigError([f"{path}: not UTF-8 text; save it as UTF-8"]) from None
         except yaml.YAMLError as error:
             raise ConfigError([_syntax_fault(path, error)]) from None
+        except RecursionError:
+            raise ConfigError([f"{path}: nested too deep"]) from None
         if root is None:
             return
         if not isinstance(root, yaml.MappingNode):

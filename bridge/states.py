@@ -88,4 +88,4 @@ def _problems(line: Line) -> list[payloads.Problem]:
 
 
 def _value(text: str | None) -> str | None:
-    return None if text is None or text.strip() in ("", "(null)", "<NULL>") else text
+    return None if text is None or text.strip() in wire.UNSET else text
