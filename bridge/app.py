@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import random
 import secrets
@@ -57,7 +58,7 @@ LAST_SEEN_S = 300.0
 LINES_PER_SECOND = 500
 "The list of all lines is published less often the longer it is."
 SAVE_LINES_S = 600.0
-"How often the last keepalive of every line is written down."
+"Within this time the last keepalive of every line is written down."
 ALIVE_S = 10.0
 "How often the store is told that we are alive."
 GIVES_UP_S = 12.0
@@ -106,7 +107,7 @@ class Bridge:
         self._traffic = _Traffic(store)
         self._lines_stale = False
         self._lines_due = 0.0
-        self._save_lines_due = now + SAVE_LINES_S
+        self._save_from = 0
         self._sendids_reserved = 0
         self._alive = 0.0
         "Unix time of the last sign of life in the store."
@@ -159,7 +160,7 @@ class Bridge:
         log.info("stopping")
         if self._timer is not None:
             self._timer.cancel()
-        self._save_lines()
+        self._save_lines(self.server.lines)
         self.publisher.set_availability(self.topics.bridge("availability"), online=False)
         self.publisher.drain(time.monotonic())
         if self.link.connected and not self.publisher.idle:
@@ -506,9 +507,11 @@ class Bridge:
     def _second(self) -> None:
         now, wall = time.monotonic(), time.time()
         self.publisher.retry_parked(now)
-        stale = wall - self._alive >= ALIVE_S
-        if not self._stalled and (stale or self.publisher.done_count or self.ledger.due(wall)):
-            self._commit([], self.ledger.settle)
+        if not self._stalled:
+            if wall - self._alive >= ALIVE_S:
+                self._save_some_lines()
+            if self.publisher.done_count or self.ledger.due(wall):
+                self._commit([], self.ledger.settle)
         self._publish_jobs()
         if self._lines_stale and now >= self._lines_due:
             self._publish_lines()
@@ -524,15 +527,20 @@ class Bridge:
             if line.online and now - self._published_states.get(line.name, (None, -LAST_SEEN_S))[1] >= LAST_SEEN_S
         }
         self._lines_changed(stale)
-        if now >= self._save_lines_due:
-            self._save_lines_due = now + SAVE_LINES_S
-            self._save_lines()
         self._prune()
         self.pump()
 
-    def _save_lines(self) -> None:
+    def _save_some_lines(self) -> None:
+        """A sign of life, and the last keepalive of some lines: in turn, all within `SAVE_LINES_S`."""
+        lines = list(self.server.lines)
+        count = math.ceil(len(lines) * ALIVE_S / SAVE_LINES_S)
+        self._save_from = self._save_from if self._save_from < len(lines) else 0
+        self._save_lines(lines[self._save_from : self._save_from + count])
+        self._save_from += count
+
+    def _save_lines(self, lines: Iterable[Line]) -> None:
         def save(_batch: Batch) -> None:
-            for line in self.server.lines:
+            for line in lines:
                 if line.address is not None and line.count is not None and line.ever_heard:
                     memory = LineMemory(
                         address=line.address, count=line.count, reboots=line.reboots, fields=line.fields
@@ -766,6 +774,7 @@ class _Traffic:
     def __init__(self, store: Store) -> None:
         self._day = payloads.timestamp(time.time())[:10]
         self._total = store.traffic()
+        self._told: dict[str, tuple[int, ...]] = {}
         self._today = store.traffic(self._day)
 
     def add(self, batch: Batch) -> None:
@@ -783,6 +792,10 @@ class _Traffic:
         found = []
         for line in lines:
             queued, active = queues.get(line, (0, 0))
+            key = (queued, active, *self._total.get(line, {}).values(), *today.get(line, {}).values())
+            if self._told.get(line) == key:
+                continue
+            self._told[line] = key
             found.append(
                 (
                     line,

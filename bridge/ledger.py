@@ -3,7 +3,6 @@
 `Ledger.record` runs inside the transaction of its batch. It decides nothing about datagrams: the core has done that.
 """
 
-import dataclasses
 import logging
 import re
 from collections.abc import Callable, Iterable
@@ -215,7 +214,7 @@ class Ledger:
         if row is None or not self._move(batch, row, "sent", {"sms_no": event.sms_no}, evidence="ok"):
             return
         if event.sms_no is not None:
-            self._settle_held_reports(batch, dataclasses.replace(row, state="sent", sms_no=event.sms_no))
+            self._settle_held_reports(batch, row._replace(state="sent", sms_no=event.sms_no))
 
     def _sms_failed(self, event: events.SmsFailed, batch: Batch, _now: float) -> None:
         ambiguous = event.code in AMBIGUOUS
@@ -256,7 +255,7 @@ class Ledger:
         if state not in _FOLLOWS.get(row.state, ()):
             return False
         self._store.update_sms(row.n, state=state, changed=batch.at, **changes)
-        row = dataclasses.replace(row, state=state, **changes)
+        row = row._replace(state=state, **changes)
         self.delivery(batch, row, error=error, evidence=evidence)
         if counter := _TRAFFIC.get(state):
             batch.count(row.line, counter)

@@ -17,7 +17,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -55,8 +55,7 @@ ADVICE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):
     """A message to publish; always QoS 1."""
 
     topic: str
@@ -342,7 +341,6 @@ class _Connection:
         self._received: list[Incoming] = []
         self._fd = -1
         self._pending: Callable[[], int] = int
-        self._last_error = _LastError()
         self._client = self._new_client()
 
     @property
@@ -429,13 +427,12 @@ class _Connection:
             client_id=config.client_id,
             clean_session=None if self.protocol == V5 else False,
             protocol=self.protocol,
-            transport={"unix": "unix", "ws": "websockets", "wss": "websockets"}.get(config.scheme, "tcp"),  # type: ignore[arg-type]
+            transport={"unix": "unix", "ws": "websockets", "wss": "websockets"}.get(config.scheme, "tcp"),
             reconnect_on_failure=False,  # or paho connects again by itself, blocking, when 3.1.1 is refused
             manual_ack=True,
         )
         client.connect_timeout = config.connect_timeout_s
         client.max_inflight_messages_set(0)  # the window is ours: paho's walks its table at every PUBACK
-        client.enable_logger(self._last_error.logger)
         client.username_pw_set(config.username, config.password)
         client.ws_set_options(config.path)
         if config.will is not None and not self._probe:
@@ -502,17 +499,19 @@ class _Connection:
         self._step(self._read)
 
     def _on_writable(self) -> None:
+        self._client.join_packets()
         self._step(self._client.loop_write)
         if self._fd >= 0 and self._client.want_write():
             self._loop.add_writer(self._fd, self._on_writable)
 
     def _read(self) -> None:
         """Read until nothing comes: one call of loop_read may read only one packet."""
-        for _ in range(BATCH):
+        enough = len(self._received) + len(self._acks) + BATCH
+        while len(self._received) + len(self._acks) < enough:
             before = len(self._received) + len(self._acks)
             self._client.loop_read()
             progress = len(self._received) + len(self._acks) > before
-            if self._fd < 0 or not (progress or self._pending()):
+            if self._fd < 0 or not (progress or self._client.unread or self._pending()):
                 return
         self._loop.call_soon(self._on_readable)  # the selector doesn't see what TLS has decrypted already
 
@@ -629,12 +628,44 @@ class _Connection:
                 reason = ReasonCode(PacketTypes.DISCONNECT, identifier=packet[0])
             detail = f"{reason}, says the broker"
         elif reason.value == 0x80:
-            detail = self._last_error.text or "closed by the broker"
+            detail = self._client.last_error or "closed by the broker"
         self._end(f"connection ended: {detail}", reason.value)
 
 
 class _Client(paho.Client):
-    """paho, without its loss of a packet that a websocket took only in part."""
+    """paho, without its loss of a packet that a websocket took only in part, and without much of its cost for each
+    packet: it reads byte by byte, writes packet by packet, and makes objects of every empty PUBACK.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.last_error = ""
+        self._unread = b""
+        self._at = 0
+
+    @property
+    def unread(self) -> int:
+        return len(self._unread) - self._at
+
+    def join_packets(self) -> None:
+        """Make one write of all that waits, where paho does nothing after writing it: PUBLISH and PUBACK."""
+        queue = self._out_packet
+        if len(queue) > 1 and self._transport != "websockets" and all(packet["qos"] == 1 for packet in queue):
+            joined = b"".join(packet["packet"][packet["pos"] :] for packet in queue)
+            first = queue[0]
+            queue.clear()
+            first["packet"], first["pos"], first["to_process"] = joined, 0, len(joined)
+            queue.append(first)
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        at = self._at
+        if at == len(self._unread):
+            self._unread = super()._sock_recv(65536)
+            at = 0
+        self._at = at + bufsize
+        taken = self._unread[at : self._at]
+        self._at = at + len(taken)
+        return taken
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         sent = super()._sock_send(buf)
@@ -642,18 +673,22 @@ class _Client(paho.Client):
             raise BlockingIOError
         return sent
 
+    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
+        packet = self._in_packet["packet"]
+        if len(packet) == 2 and cmd == "PUBACK":
+            mid = packet[0] << 8 | packet[1]
+            if mid in self._out_messages:
+                return self._do_on_publish(mid, _SUCCESS, _NONE)
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return super()._handle_pubackcomp(cmd)
 
-class _LastError(logging.Handler):
-    """The last error paho logged: it tells the cause of a lost connection nowhere else."""
+    def _easy_log(self, level: Any, fmt: str, *args: Any) -> None:
+        if level == paho.MQTT_LOG_ERR:
+            self.last_error = fmt % args
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.text = ""
-        self.logger = logging.Logger("paho", logging.ERROR)  # not in the hierarchy: nothing of it is written
-        self.logger.addHandler(self)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
+_SUCCESS = ReasonCode(PacketTypes.PUBACK)
+_NONE = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 
 
 class _TlsContext(ssl.SSLContext):

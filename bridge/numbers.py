@@ -33,10 +33,11 @@ def to_e164(number: str, country: str | None) -> str | None:
     if country is None or not bare.isdecimal():
         return None
     # Some networks leave out the + of an international number, so digits may be meant either way.
-    readings = [number for text in (bare, f"+{bare}") if (number := _valid(text, country)) is not None]
-    distinct = {phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164): number for number in readings}
+    readings = [reading for text in (bare, f"+{bare}") if (reading := _valid(text, country)) is not None]
+    e164 = phonenumbers.PhoneNumberFormat.E164
+    distinct = {phonenumbers.format_number(reading, e164): reading for reading in readings}
     if len(distinct) > 1:  # SMS come from mobile phones
-        distinct = {text: number for text, number in distinct.items() if _is_mobile(number)}
+        distinct = {text: reading for text, reading in distinct.items() if _is_mobile(reading)}
     return next(iter(distinct)) if len(distinct) == 1 else None
 
 

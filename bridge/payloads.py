@@ -6,6 +6,7 @@ among the fields of a class because it is added when the payload is published, n
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -44,6 +45,7 @@ BridgeEventType = Literal[
 Problem = Literal["gsm_logout", "module_disabled", "password_refused", "paused", "tripped"]
 
 
+@lru_cache(maxsize=8)
 def timestamp(at: float) -> str:
     """RFC 3339 in UTC with milliseconds, of unix seconds."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")[:23] + "Z"

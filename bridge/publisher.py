@@ -166,9 +166,10 @@ class Publisher:
         unsendable: list[tuple[Item, int]] = []
         if link is None or not link.connected:
             return unsendable
+        wall = self._clock()
         while link.room > 0 and (item := self._next()) is not None:
             try:
-                token = link.publish(self._publication(item))
+                token = link.publish(self._publication(item, wall))
             except UnsendableError:
                 self._park(item, now)
                 unsendable.append((item, PACKET_TOO_LARGE))
@@ -233,12 +234,12 @@ class Publisher:
                 self._loaded = page[-1].n
         return bool(self._facts)
 
-    def _publication(self, item: Item) -> Publication:
+    def _publication(self, item: Item, wall: float) -> Publication:
         match item:
             case OutboxRow():
                 return Publication(
                     item.topic,
-                    stamped(item.body, self._clock()),
+                    stamped(item.body, wall),
                     expiry_s=item.expiry_s,
                     schema=item.schema,
                     correlation=item.correlation,
@@ -246,7 +247,7 @@ class Publisher:
             case RetainedState(schema=None):
                 return Publication(item.topic, item.body, retain=True, content_type="text/plain")
             case RetainedState():
-                body = stamped(item.body, self._clock())
+                body = stamped(item.body, wall)
                 return Publication(item.topic, body, retain=True, expiry_s=item.expiry_s, schema=item.schema)
 
     def _put_back(self, item: Item) -> None:

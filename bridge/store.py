@@ -9,9 +9,8 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridge.goip.server import LineMemory
 
@@ -80,8 +79,7 @@ class StoreUnusable(Exception):  # noqa: N818 - not an error to catch and go on
     """The file is not a store, is damaged, or was made by a newer version. `args[0]` says which and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
+class OutboxRow(NamedTuple):
     """A fact or result on its way to the broker."""
 
     n: int
@@ -93,8 +91,7 @@ class OutboxRow:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class SmsRow:
+class SmsRow(NamedTuple):
     """One recipient's SMS."""
 
     n: int
@@ -117,8 +114,7 @@ class SmsRow:
     changed: float
 
 
-@dataclass(frozen=True, slots=True)
-class CommandRow:
+class CommandRow(NamedTuple):
     """A command that was accepted."""
 
     n: int
