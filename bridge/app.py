@@ -81,7 +81,7 @@ class Bridge:
         self.server = SmsServer(_line_configs(settings), _timing(settings), next_sendid=_first_sendid(store), now=now)
         self.answers = Answers(store, self.topics)
         self.intake = Intake(store, settings, self.topics, self.server, self.answers, self._summaries)
-        self.ledger = Ledger(store, settings, self.topics, self.answers)
+        self.ledger = Ledger(store, settings, self.topics, self.answers, self.run_info.started)
         birth = RetainedState(self.topics.bridge("availability"), b"online", None, None)
         self.publisher = Publisher(store, time.time, birth)
         self.link: MqttLink | None = None
@@ -196,7 +196,6 @@ class Bridge:
         batch = Batch(self.run_info, wall)
         with self.store.transaction():
             self._tell_gap(batch)
-            self.ledger.restarted(batch)
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
                 self.answers.give(batch, command, "gateway_timeout", message, {})
@@ -206,7 +205,7 @@ class Bridge:
         self._take_effect(batch)
         for name in self._gone:
             self._remove_topics(name)
-        for row in self.store.in_state("unknown", since=wall - timing.evidence):
+        for row in [*self.store.in_state("sending"), *self.store.in_state("unknown", since=wall - timing.evidence)]:
             if row.sendid is not None and row.telid is not None:
                 late = {row.telid: Recipient(row.n, row.number)}
                 self.server.restore_session(row.line, row.sendid, late, now)
@@ -543,7 +542,11 @@ class Bridge:
             for line in lines:
                 if line.address is not None and line.count is not None and line.ever_heard:
                     memory = LineMemory(
-                        address=line.address, count=line.count, reboots=line.reboots, fields=line.fields
+                        address=line.address,
+                        count=line.count,
+                        reboots=line.reboots,
+                        online=bool(line.online),
+                        fields=line.fields,
                     )
                     self.store.save_line(line.name, memory)
 

@@ -59,12 +59,14 @@ log = logging.getLogger(__name__)
 class Ledger:
     """Writes down what happened on the lines."""
 
-    def __init__(self, store: Store, settings: Settings, topics: Topics, answers: Answers) -> None:
+    def __init__(self, store: Store, settings: Settings, topics: Topics, answers: Answers, started: float) -> None:
         self.settings = settings
         self._store = store
         self._topics = topics
         self._answers = answers
         self._strangers = FactLimiter()
+        self._started = started
+        "Unix time of this run's start: what was sending before has no session here any more."
 
     def record(self, happened: Iterable[events.Event], batch: Batch, now: float) -> None:
         """Write down a batch of events. `now` is monotonic."""
@@ -85,8 +87,8 @@ class Ledger:
         message = f"Nothing heard of the line for {silence:.0f} s. Check the gateway's power, network and SMS settings."
         self._line_event(batch, event.line, "line_offline", message)
 
-    @staticmethod
-    def _set_online(batch: Batch, line: str, *, online: bool) -> None:
+    def _set_online(self, batch: Batch, line: str, *, online: bool) -> None:
+        self._store.set_online(line, online=online)
         batch.availability[line] = online
         batch.changed.add(line)
         batch.lines_changed = True
@@ -108,6 +110,9 @@ class Ledger:
         log.info("line %s: the gateway restarted", event.line)
         message = "The gateway's keepalive count began again: it restarted. What was under way on it may be unknown."
         self._line_event(batch, event.line, "gateway_reboot", message, address=address_text(event.address))
+        for row in self._store.in_state("sending", before=self._started):
+            if row.line == event.line:
+                self._move(batch, row, "unknown", {}, evidence="session_lost")
 
     def _unauthenticated(self, event: events.Unauthenticated, batch: Batch, now: float) -> None:
         event_type = "line_unknown" if event.reason == "unknown" else "line_unauthorized"
@@ -314,7 +319,12 @@ class Ledger:
 
     def due(self, at: float) -> bool:
         """Whether `settle` has something to do: a look that writes nothing."""
-        return bool(self._store.expired(at) or self._store.old_reports(at - REPORT_HOLD_S) or self._doubtful(at))
+        return bool(
+            self._store.expired(at)
+            or self._store.old_reports(at - REPORT_HOLD_S)
+            or self._orphans(at)
+            or self._doubtful(at)
+        )
 
     def settle(self, batch: Batch) -> None:
         """Expire what waited too long, let go of reports that match nothing, resend what the caller wants resent."""
@@ -323,15 +333,17 @@ class Ledger:
         for n, line, sms_no, state, number in self._store.old_reports(batch.at - REPORT_HOLD_S):
             self._store.delete_report(n)
             self._let_go(batch, line, sms_no, state, number)
+        for row in self._orphans(batch.at):
+            self._move(batch, row, "unknown", {}, evidence="restart")
         for row in self._doubtful(batch.at):
             reason = "outcome unknown; sent again, as at_least_once asks: it may arrive twice"
             error = payloads.Error(code=None, text=reason, retryable=True, ambiguous=True)
             self._move(batch, row, "queued", {}, error=error)
 
-    def restarted(self, batch: Batch) -> None:
-        """SMS that were on their way when the program ended: their outcome is unknown until somebody tells."""
-        for row in self._store.in_state("sending"):
-            self._move(batch, row, "unknown", {}, evidence="restart")
+    def _orphans(self, at: float) -> list[SmsRow]:
+        """SMS that were on their way when the program ended, and whose box has forgotten their session by now."""
+        long_ago = min(self._started, at - self.settings.timing.wait_s)
+        return self._store.in_state("sending", before=long_ago)
 
     def _doubtful(self, at: float) -> list[SmsRow]:
         long_ago = at - self.settings.timing.evidence_s

@@ -63,7 +63,7 @@ def summary(line: Line, settings: LineSettings | None) -> payloads.LineSummary:
         id=line.name,
         name=settings.name if settings else None,
         gateway=settings.gateway if settings else None,
-        online=bool(line.online),
+        online=line.online_before if line.online is None else line.online,
         address=address_text(line.address) if line.address else None,
     )
 

@@ -21,7 +21,7 @@ MIGRATIONS = (
     CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
     CREATE TABLE line (
         name TEXT PRIMARY KEY, host TEXT NOT NULL, port INTEGER NOT NULL, count INTEGER NOT NULL,
-        reboots INTEGER NOT NULL, fields TEXT NOT NULL
+        reboots INTEGER NOT NULL, online INTEGER NOT NULL, fields TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     -- events of the boxes that were taken, so that their repeats are acknowledged and not published again
     CREATE TABLE repeat (key BLOB NOT NULL, line TEXT NOT NULL, at REAL NOT NULL) STRICT;
@@ -200,18 +200,22 @@ class Store:
         host, port = memory.address
         fields = json.dumps(memory.fields)
         self._db.execute(
-            "INSERT OR REPLACE INTO line VALUES (?, ?, ?, ?, ?, ?)",
-            (name, host, port, memory.count, memory.reboots, fields),
+            "INSERT OR REPLACE INTO line VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (name, host, port, memory.count, memory.reboots, memory.online, fields),
         )
 
     def move_line(self, name: str, memory: LineMemory) -> None:
         """Remember where a line is, and leave what it said last."""
         host, port = memory.address
         self._db.execute(
-            "INSERT INTO line VALUES (?1, ?2, ?3, ?4, ?5, '{}') ON CONFLICT (name) DO UPDATE SET "
+            "INSERT INTO line VALUES (?1, ?2, ?3, ?4, ?5, 1, '{}') ON CONFLICT (name) DO UPDATE SET "
             "host = ?2, port = ?3, count = ?4, reboots = ?5",
             (name, host, port, memory.count, memory.reboots),
         )
+
+    def set_online(self, name: str, *, online: bool) -> None:
+        """Remember whether a line that was heard before is there."""
+        self._db.execute("UPDATE line SET online = ? WHERE name = ?", (online, name))
 
     def delete_line(self, name: str) -> None:
         """Forget where a line was."""
@@ -219,8 +223,13 @@ class Store:
 
     def lines(self) -> Iterator[tuple[str, LineMemory]]:
         """Every line ever heard."""
-        for name, host, port, count, reboots, fields in self._db.execute("SELECT * FROM line"):
-            yield name, LineMemory(address=(host, port), count=count, reboots=reboots, fields=json.loads(fields))
+        for name, host, port, count, reboots, online, fields in self._db.execute("SELECT * FROM line"):
+            yield (
+                name,
+                LineMemory(
+                    address=(host, port), count=count, reboots=reboots, online=bool(online), fields=json.loads(fields)
+                ),
+            )
 
     # -- repeats
 

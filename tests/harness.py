@@ -193,6 +193,7 @@ class BridgeProcess:
     output: bytearray = field(default_factory=bytearray)
     "What it wrote, of all its runs: through a pipe, so that a full disk does not hide it."
     _reader: asyncio.Task[None] | None = None
+    _written: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def udp_port(self) -> int:
@@ -219,6 +220,14 @@ class BridgeProcess:
         assert stream is not None
         while chunk := await stream.read(65536):
             self.output += chunk
+            self._written.set()
+
+    async def logged(self, text: str) -> None:
+        """Wait until the log has a text."""
+        async with asyncio.timeout(LIMIT_S):
+            while text not in self.log:
+                self._written.clear()
+                await self._written.wait()
 
     async def ended(self) -> int:
         """The exit code, once it has ended and everything it wrote is in `log`."""

@@ -25,7 +25,7 @@ class Book:
         self.store = Store(path / "bridge.db")
         self.settings = Settings(lines={"goip1": {"password": "p", "country": "DE"}})
         topics = Topics("goip")
-        self.ledger = Ledger(self.store, self.settings, topics, Answers(self.store, topics))
+        self.ledger = Ledger(self.store, self.settings, topics, Answers(self.store, topics), START)
         self.run = Run(START)
         self.at = START
 
@@ -194,6 +194,22 @@ def test_a_report_does_not_choose_between_two_unknown_sms(book: Book) -> None:
     book.record(report(4))
     [fact] = book.settle(REPORT_HOLD_S + 1)
     assert fact["msg"] is None
+
+
+def test_an_sms_of_an_earlier_run_becomes_unknown_when_its_box_has_forgotten_it(book: Book) -> None:
+    before = book.queue(state="sending", changed=START - 30)
+    mine = book.queue(state="sending", changed=START + 1)
+    assert book.settle(59) == []
+    [fact] = book.settle(2)
+    assert (fact["event_type"], fact["evidence"]) == ("unknown", "restart")
+    assert [row.state for n in (before, mine) if (row := book.store.sms(n))] == ["unknown", "sending"]
+
+
+def test_a_reboot_makes_an_sms_of_an_earlier_run_unknown_at_once(book: Book) -> None:
+    book.queue(state="sending", changed=START - 30)
+    rebooted, unknown = book.record(events.GatewayRebooted("goip1", ("10.0.0.1", 10991), 1))
+    assert (rebooted["event_type"], unknown["event_type"]) == ("gateway_reboot", "unknown")
+    assert unknown["evidence"] == "session_lost"
 
 
 def test_a_queued_sms_expires(book: Book) -> None:

@@ -151,6 +151,12 @@ def test_no_reply_is_larger_than_its_request(kind, separator, number, rest):
         assert not sent or b"pw1" in request, "a stranger was answered"
 
 
+@pytest.mark.parametrize(("request_", "answered"), [("req:1;id:a;pass:", False), ("req:1;id:a;pass:;x", True)])
+def test_not_even_a_line_without_a_password_amplifies(request_, answered):
+    bench = Bench(online=False, goip_id="a", password="")
+    assert bool(bench.tell(request_)) is answered
+
+
 @pytest.mark.parametrize(
     "datagram",
     [
@@ -252,9 +258,11 @@ def test_events_from_the_old_address_show_that_it_is_not_silent(bench):
     assert bench.line.address == HOME
 
 
-def test_repeated_keepalive_is_a_copy(bench):
-    bench.keepalive(count=50)
-    bench.keepalive("gsm_status:LOGOUT;", count=50)
+@pytest.mark.parametrize("count", [2, 3, 4, 50])
+def test_repeated_keepalive_is_a_copy(bench, count):
+    bench.keepalive(count=count)
+    for _ in range(3):
+        bench.keepalive("gsm_status:LOGOUT;", count=count)
     assert bench.events() == []
     assert bench.line.fields == {"gsm_status": "LOGIN"}
 
