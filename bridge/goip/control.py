@@ -73,6 +73,8 @@ def interpret(operation: Operation, message: wire.Message) -> Answer | None:
             return Answer(False, f"{telid} errorstatus:{code}")
         case wire.GsmValues(fields=fields) if operation.verb == "GSM":
             return Answer(True, "", dict(fields))
+        case wire.Reply(verb="USSDEXIT" | "USSDERROR" as verb, text=text) if operation.verb == "USSDEXIT":
+            return Answer(verb == "USSDEXIT", text)
         case wire.Reply(verb=verb, text=text) if verb == operation.verb:
             return Answer(operation.verb.startswith(("get_gsm", "get_exp", "get_rem", "get_imei", "get_out", "CURCELL"))
                           or _says_ok(text), text)  # fmt: skip

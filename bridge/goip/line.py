@@ -6,7 +6,7 @@ Called by `SmsServer` only, with messages that passed authentication.
 import hashlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from bridge.goip import control, events, wire
@@ -16,6 +16,8 @@ from bridge.goip.timing import Timing
 
 MAX_REPEATS = 10_000
 "Remembered events of a line; far more than a box can send while it still repeats."
+REPEATING = 15.0
+"Seconds within which a box repeats an event, with some for the network: every 3 s, three times (§6)."
 
 CALL_STATES = {
     "IDLE": "idle",
@@ -27,7 +29,6 @@ CALL_STATES = {
     "ACTIVE": "active",
     "BUSY": "busy",
 }
-_IN_CALL = ("ringing", "dialing", "alerting", "active")
 
 
 class Output(Protocol):
@@ -54,6 +55,8 @@ class Call:
     answered_at: float | None = None
     ongoing: bool = False
     "A call began and its end was not told yet."
+    begun: bool = False
+    "Its `ringing` or `dialing` was told."
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +79,8 @@ class Line:
     ever_heard: bool = False
     online: bool | None = None
     "None until it is heard, or silent for `Timing.offline` after the start."
+    online_before: bool = False
+    "Whether it was online when the last run ended."
     fields: dict[str, str] = field(default_factory=dict)
     "The last keepalive, by lower-case name where the field is known."
     call: Call = field(default_factory=Call)
@@ -96,6 +101,9 @@ class Line:
     _hangup_deadline: float | None = None
     _hangup_ignored_until: float = 0.0
     "A call that IDLE ended is not ended again by its late HANGUP."
+    _call_step: tuple[int, float] | None = None
+    "The recvid of the newest STATE or HANGUP, and when it came: older ones were overtaken (§7.13)."
+    _rebooted_at: float = float("-inf")
     _check_disabled: bool = False
     _outgoing: list[bytes] = field(default_factory=list)
 
@@ -152,6 +160,8 @@ class Line:
         datagram = wire.encode_command(
             operation.verb, sendid, operation.arguments, self.password, password_first=operation.password_first
         )
+        if operation.verb.startswith("module_ctl"):
+            self._check_disabled = False  # an older order must not undo this one
         timing = self.out.timing
         wait = timeout or (timing.resend * timing.request_transmissions if operation.once else timing.resend)
         self._requests[sendid] = control.Request(token, operation, sendid, datagram, now + wait)
@@ -176,6 +186,12 @@ class Line:
         self.heard = now
         if message.fields != self.fields:
             self._take_fields(dict(message.fields), now)
+        if (voip_state := self.fields.get("voip_state", "IDLE")) != "IDLE" or self.call.state != "idle":
+            self._check_call_state(voip_state, now)
+        if self._check_disabled and "disable_status" in self.fields:
+            self._check_disabled = False
+            if not self.disabled:  # this firmware follows the English document: 2 disables (§8)
+                self.request(None, control.Operation(verb="module_ctl_i", arguments=("2",)), now)
         if not self.online:
             self.online = self.ever_heard = True
             self.out.events.append(events.LineOnline(self.name, address))
@@ -184,7 +200,7 @@ class Line:
     def _believe(self, count: int, address: Address, now: float) -> bool:
         """Whether to follow a keepalive that does not simply continue the last one; moves and reboots happen here."""
         if self.address is not None and self.count is not None and count <= self.count:
-            silent = now - self.heard >= self.out.timing.offline
+            silent = now >= self.heard + self.out.timing.offline
             if count == self.count or (address != self.address and not silent):
                 return False  # a copy, or the replay of an old keepalive from elsewhere
             if count > 3 and not silent and (self.smaller_count is None or count <= self.smaller_count):
@@ -199,6 +215,8 @@ class Line:
 
     def _rebooted(self, address: Address, now: float) -> None:
         self.reboots += 1
+        self._rebooted_at = now
+        self._call_step = None
         self.out.events.append(events.GatewayRebooted(self.name, address, self.reboots))
         if self.session is not None:
             self.session.abandon(now)
@@ -211,13 +229,6 @@ class Line:
             self.blocked_until = now  # what the line was refused for has probably passed
         if (minutes := wire.integer(fields.get("remain_time"))) is not None:
             self.remain_time = minutes
-        if "voip_state" in fields:
-            state, _, number = fields["voip_state"].partition(":")
-            self._call_state(state.strip().upper(), number, now)
-        if self._check_disabled and "disable_status" in fields:
-            self._check_disabled = False
-            if not self.disabled:  # this firmware follows the English document: 2 disables (§8)
-                self.request(None, control.Operation(verb="module_ctl_i", arguments=("2",)), now)
 
     def receive_event(self, message: wire.Event, data: bytes, address: Address, now: float) -> bool:
         """Take an authenticated event; true when it is to be acknowledged, which a repeat is again."""
@@ -225,9 +236,11 @@ class Line:
             self.heard = now
         if isinstance(message, wire.AtTrace):
             return False
-        key = hashlib.blake2b(data, digest_size=12, salt=self.reboots.to_bytes(8, "big")).digest()
+        key = _key(data, self.reboots)
         if not self.remember(key, now):
             return True
+        if now < self._rebooted_at + REPEATING and now < self._seen.get(_key(data, self.reboots - 1), -1e9) + REPEATING:
+            return True  # first sent between the reboot and the keepalive that told us of it
         self.out.events.append(events.Seen(self.name, key))
         self._dispatch(message, now)
         return True
@@ -258,20 +271,25 @@ class Line:
             case wire.Deliver():
                 out.append(events.SmsReport(name, message.sms_no, message.state, message.num))
             case wire.State():
-                self._call_state(message.state, message.number, now)
+                if self._overtaken(message.recvid, now):
+                    self._late_call_state(message.state, message.number, now)
+                else:
+                    self._call_state(message.state, message.number, now)
             case wire.Record():
                 direction = {1: "in", 2: "out"}.get(message.dir or 0)
                 if self.call.ongoing and self.call.direction is None:
                     self.call.direction = direction
                 out.append(events.CallEvent(name, "recorded", message.num or None, direction))
             case wire.Hangup():
-                if self.call.ongoing or now >= self._hangup_ignored_until:
+                if self._overtaken(message.recvid, now) and self.call.state != "idle":
+                    pass  # a newer call has begun, and ended this one
+                elif self.call.ongoing or now >= self._hangup_ignored_until:
                     self._end_call(message.num or None, message.cause or None, now)
             case wire.Ussn():
                 out.append(events.UssdEvent(name, "reply", None, None, message.text))
             case wire.Remain():
                 self.remain_time = message.minutes
-                unlimited = message.minutes == -1
+                unlimited = message.minutes is not None and message.minutes < 0
                 minutes = None if unlimited else message.minutes
                 out.append(events.LineEvent(name, "remain", {"remain_time_min": minutes, "unlimited": unlimited}))
                 out.append(events.LineChanged(name))
@@ -299,7 +317,7 @@ class Line:
             self._answered(request, message, now)
         elif self._ussd is not None and sendid == self._ussd.sendid:
             self._ussd_answered(self._ussd, message, now, late=False)
-        elif late := self._ussd_late.pop(sendid, None):
+        elif (late := self._ussd_late.pop(sendid, None)) and now < late[0]:
             self._ussd_answered(late[1], message, now, late=True)
 
     def awaits(self, sendid: int) -> bool:
@@ -340,12 +358,28 @@ class Line:
         if self._hangup_deadline is not None and now >= self._hangup_deadline:
             self._hangup_ignored_until = now + 12 * self.out.timing.hangup
             self._end_call(None, None, now)
-        if self.online is not False and now - self.heard >= self.out.timing.offline:
+        if self.online is not False and now >= self.heard + self.out.timing.offline:
             self.online = False
             self.out.events.append(events.LineOffline(self.name))
         if self.blocked_until is not None and now >= self.blocked_until:
             self.blocked_until = None
             self._become_ready()
+
+    def retire(self, now: float) -> None:
+        """The line is no longer configured: what is under way on it ends here."""
+        if self.session is not None:
+            self.session.abandon(now)
+            self._outgoing.append(wire.encode_done(self.session.sendid))
+            self.session = None
+        self._flush()
+        for request in self._requests.values():
+            if request.token is not None:
+                self.out.events.append(events.RequestTimedOut(self.name, request.token))
+        self._requests.clear()
+        for dialogue in (*([self._ussd] if self._ussd else ()), *self._ussd_waiting):
+            self.out.events.append(events.UssdEvent(self.name, "timeout", dialogue.token, dialogue.code, None))
+        self._ussd = None
+        self._ussd_waiting.clear()
 
     # -- bulk sessions
 
@@ -355,8 +389,7 @@ class Line:
         session = self.session
         if session is None:
             return
-        if session.authenticated and (self._backoff or self.password_refused):
-            self._backoff = 0.0
+        if session.authenticated:
             self._set_password_refused(False)
         if session.phase is not Phase.CLOSED:
             return
@@ -367,6 +400,8 @@ class Line:
             timing = self.out.timing
             self._backoff = min(self._backoff * 2 or timing.backoff, timing.backoff_max)
             self.blocked_until = now + self._backoff
+        else:
+            self._backoff = 0.0
         self._become_ready()
 
     def _set_password_refused(self, refused: bool) -> None:
@@ -398,6 +433,9 @@ class Line:
             request.deadline = now + self.out.timing.cells
             return
         del self._requests[request.sendid]
+        if request.operation.disable and not answer.ok and request.operation.arguments == ("0",):
+            self.request(request.token, replace(request.operation, arguments=("2",)), now)  # the other edition's (§8)
+            return
         self._check_disabled = self._check_disabled or (request.operation.disable and answer.ok)
         if answer.fields is not None:
             self._take_gsm_values(answer.fields)
@@ -487,7 +525,7 @@ class Line:
             if call.ongoing:
                 self._end_call(None, None, now)
             direction = "in" if state == "ringing" else "out"
-            call = self.call = Call(number=number or None, direction=direction, ongoing=True)
+            call = self.call = Call(number=number or None, direction=direction, ongoing=True, begun=True)
             self.out.events.append(events.CallEvent(self.name, state, call.number, direction))
         elif state == "active":
             call.ongoing = True
@@ -497,11 +535,38 @@ class Line:
                 self.out.events.append(events.CallEvent(self.name, "answered", call.number, call.direction))
         else:
             call.number = number or call.number
-            call.ongoing = call.ongoing or state in _IN_CALL
+            if state == "alerting":
+                call.ongoing, call.direction = True, call.direction or "out"
         call.state, call.since = state, now
         if state != "idle":
             self._hangup_deadline = None
         self.out.events.append(events.LineChanged(self.name))
+
+    def _check_call_state(self, voip_state: str, now: float) -> None:
+        """Take the state from a keepalive, in case an event was lost; but what an event just said is newer."""
+        if "voip_state" in self.fields and (self._call_step is None or now >= self._call_step[1] + REPEATING):
+            state, _, number = voip_state.partition(":")
+            self._call_state(state.strip().upper(), number, now)
+
+    def _overtaken(self, recvid: int, now: float) -> bool:
+        """Whether a newer step of the calls came first: recvids count down, and a lost one is repeated (§2.1)."""
+        if self._call_step is not None and recvid > self._call_step[0] and now < self._call_step[1] + REPEATING:
+            return True
+        self._call_step = recvid, now
+        return False
+
+    def _late_call_state(self, wire_state: str, number: str, now: float) -> None:
+        """A step of the ongoing call that was overtaken by a later one: told if it is news, no change of state."""
+        state, call = CALL_STATES.get(wire_state), self.call
+        if not call.ongoing:
+            return
+        call.number = call.number or number or None
+        if state in ("ringing", "dialing") and not call.begun:
+            call.begun, call.direction = True, "in" if state == "ringing" else "out"
+            self.out.events.append(events.CallEvent(self.name, state, call.number, call.direction))
+        elif state == "active" and call.answered_at is None:
+            call.answered_at = call.since if call.state == "idle" else now
+            self.out.events.append(events.CallEvent(self.name, "answered", call.number, call.direction))
 
     def _end_call(self, number: str | None, cause: str | None, now: float) -> None:
         call, self.call = self.call, Call(since=now)
@@ -515,3 +580,7 @@ class Line:
             events.CallEvent(self.name, "ended", number or call.number, call.direction, duration, cause)
         )
         self.out.events.append(events.LineChanged(self.name))
+
+
+def _key(data: bytes, reboots: int) -> bytes:
+    return hashlib.blake2b(data, digest_size=12, salt=max(reboots, 0).to_bytes(8, "big")).digest()

@@ -38,6 +38,7 @@ class LineMemory:
     address: Address
     count: int
     reboots: int
+    online: bool = True
     fields: dict[str, str] = field(default_factory=dict)
 
 
@@ -113,11 +114,15 @@ class SmsServer:
                 line.password = config.password
             else:
                 line = Line(config.name, config.goip_id, config.password, self, heard=now)
+                if known is not None:  # another line of the same name
+                    known.line.retire(now)
             registered = _Registered(line, config.password.encode(), config.allow_from)
             self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
             self._schedule(line)
-        gone = {id(registered.line) for registered in before.values()}
-        self._answers = {sendid: line for sendid, line in self._answers.items() if id(line) not in gone}
+        for registered in before.values():
+            registered.line.retire(now)
+        present = {id(registered.line) for registered in self._by_name.values()}
+        self._answers = {sendid: line for sendid, line in self._answers.items() if id(line) in present}
 
     # -- input
 
@@ -179,6 +184,7 @@ class SmsServer:
             line = registered.line
             line.address, line.count = memory.address, memory.count
             line.reboots, line.fields = memory.reboots, memory.fields
+            line.online_before = memory.online
 
     def restore_repeat(self, name: str, key: bytes, now: float) -> None:
         """Remember an event of before the restart, so that its repeats are known."""

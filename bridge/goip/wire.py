@@ -14,6 +14,9 @@ class WireError(Exception):
     """A datagram that is not a message of the protocol. `args[0]` says why, without its contents."""
 
 
+UNSET = ("", "(null)", "<NULL>")
+"How boxes spell a value that is not set (§1.1)."
+
 # -- messages from the gateway -----------------------------------------------------------------------
 
 
@@ -32,6 +35,7 @@ class Event:
     """A message the box repeats until it is acknowledged (§5 to §7)."""
 
     kind: str
+    "As the box spells it: the acknowledgement has to repeat it."
     recvid: int
     id: str
     password: str
@@ -247,6 +251,7 @@ _KEEPALIVE_KEYS = {
     for key in (
         "id", "pass", "password", "num", "signal", "gsm_status", "voip_status", "voip_state", "remain_time",
         "imei", "imsi", "iccid", "pro", "idle", "disable_status",
+        "SMS_LOGIN", "SMB_LOGIN", "CGATT",
     )
 } | {"CELLINFO": "cellinfo", "cellinfo": "cellinfo"}  # fmt: skip
 
@@ -261,7 +266,7 @@ _REPLY_VERBS = frozenset(
 )  # fmt: skip
 _SESSION_VERBS = frozenset(("PASSWORD", "SEND", "WAIT", "OK", "ERROR", "DONE"))
 _KIND = re.compile(rb"[A-Za-z][A-Za-z0-9_]{0,31}:")
-_ERRORSTATUS = re.compile(r"(\d{1,10}) errorstatus:\s*(-?\d{1,10})", re.IGNORECASE)
+_ERRORSTATUS = re.compile(r"(\d{1,10}) errorstatus:\s*(-?\d{1,10})", re.ASCII | re.IGNORECASE)
 
 
 def decode(data: bytes) -> Message:
@@ -301,11 +306,12 @@ def _decode_gsm(data: bytes) -> GsmValues:
 
 
 def _decode_event(data: bytes, start: int) -> Event:
-    kind = data[: start - 1].decode("ascii").upper()
-    if kind != "RECEIVE" and len(data) > MAX_MESSAGE:
+    kind = data[: start - 1].decode("ascii")
+    known = kind.upper()
+    if known != "RECEIVE" and len(data) > MAX_MESSAGE:
         raise WireError("message too long")
     # The free text comes last and may hold anything, so it is cut off before the rest is split (§2, rule 3).
-    header, free = _cut_free_text(data, b";receive:" if kind == "AT" else b";msg:")
+    header, free = _cut_free_text(data, b";receive:" if known == "AT" else b";msg:")
     head, *pieces = _text(header).split(";")
     recvid = _recvid(head[start:])
     fields = _fields(pieces)
@@ -313,11 +319,13 @@ def _decode_event(data: bytes, start: int) -> Event:
     if id is None:
         raise WireError(f"{kind} without id")
     common = (kind, recvid, id, fields.get("password", fields.get("pass", "")))
-    return _build_known(common, fields.get, free) or _build_other(common, pieces, free)
+    return _build_known(known, common, fields.get, free) or _build_other(common, pieces, free)
 
 
-def _build_known(common: tuple[str, int, str, str], get: Callable[..., Any], free: bytes | None) -> Event | None:
-    match common[0]:
+def _build_known(
+    kind: str, common: tuple[str, int, str, str], get: Callable[..., Any], free: bytes | None
+) -> Event | None:
+    match kind:
         case "RECEIVE":
             raw = b"" if free is None else free.removesuffix(b"\n")
             text, damaged = sanitise(raw)
@@ -470,7 +478,7 @@ def encode_registered(count: int) -> bytes:
 
 def encode_ack(kind: str, recvid: int) -> bytes:
     """The acknowledgement of an event, with or without the newline as the document has it (§1.1)."""
-    return f"{kind} {recvid} OK{chr(10) if kind in _ACK_WITH_NEWLINE else ''}".encode()
+    return f"{kind} {recvid} OK{chr(10) if kind.upper() in _ACK_WITH_NEWLINE else ''}".encode()
 
 
 def encode_msg(sendid: int, text: str) -> bytes:
