@@ -385,7 +385,8 @@ class Bridge:
         if self.link is not None:
             for message in batch.acknowledge:
                 self.link.acknowledge(message)
-        for order in batch.orders:
+        # A reload comes last: it may take away the line that another order is for.
+        for order in sorted(batch.orders, key=lambda order: isinstance(order.command, commands.BridgeReload)):
             self._carry_out(order)
         for line in batch.feed:
             self._feed(line)
@@ -836,6 +837,7 @@ def _line_configs(settings: Settings) -> list[LineConfig]:
             goip_id=line.goip_id or name,
             password=line.password.get_secret_value(),
             allow_from=tuple(line.allow_from),
+            repeat_safe=line.repeat_safety == "safe",
         )
         for name, line in settings.lines.items()
     ]

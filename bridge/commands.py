@@ -269,7 +269,7 @@ class Command(_Strict):
     id: Label | None = None
     "Names this command in its result and makes it idempotent for 24 hours: 1 to 64 printable characters."
     expires_at: Instant | None = None
-    "Not to be carried out after this time: RFC 3339 with offset, or unix seconds."
+    "Not to be carried out after this time, an SMS not to be sent: RFC 3339 with offset, or unix seconds."
 
     _warnings: list[str] = PrivateAttr(default_factory=list)
 

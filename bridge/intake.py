@@ -322,6 +322,9 @@ class Intake:
         self, row: CommandRow, command: commands.Sms, recipient: commands.Recipient, job: str | None, batch: Batch
     ) -> dict[str, str]:
         msg = batch.run.new_id()
+        limits = [batch.at + command.ttl_s] if command.ttl_s is not None else []
+        if command.expires_at is not None:
+            limits.append(command.expires_at.timestamp())
         self._store.add_sms(
             msg=msg,
             cmd=row.id,
@@ -333,7 +336,7 @@ class Intake:
             guarantee=command.guarantee,
             src=command.src,
             created=batch.at,
-            expires=batch.at + command.ttl_s if command.ttl_s is not None else None,
+            expires=min(limits) if limits else None,
             state="queued",
             changed=batch.at,
         )

@@ -85,7 +85,8 @@ class Ledger:
         self._set_online(batch, event.line, online=False)
         silence = self.settings.timing.offline_s
         message = f"Nothing heard of the line for {silence:.0f} s. Check the gateway's power, network and SMS settings."
-        self._line_event(batch, event.line, "line_offline", message)
+        address = address_text(event.address) if event.address is not None else None
+        self._line_event(batch, event.line, "line_offline", message, address=address)
 
     def _set_online(self, batch: Batch, line: str, *, online: bool) -> None:
         self._store.set_online(line, online=online)
@@ -222,14 +223,14 @@ class Ledger:
             self._settle_held_reports(batch, row._replace(state="sent", sms_no=event.sms_no))
 
     def _sms_failed(self, event: events.SmsFailed, batch: Batch, _now: float) -> None:
-        ambiguous = event.code in AMBIGUOUS
+        ambiguous = event.submitted and (event.code is None or event.code in AMBIGUOUS)
         error = payloads.Error(
             code=event.code,
             text=event.text,
             retryable=event.code is None or event.code in _PASSING,
             ambiguous=ambiguous,
         )
-        evidence = "errorstatus" if event.code is not None else None
+        evidence = "errorstatus" if event.submitted else None
         self._move_number(batch, event.msg, "failed", error=error, evidence=evidence)
 
     def _sms_unknown(self, event: events.SmsUnknown, batch: Batch, _now: float) -> None:

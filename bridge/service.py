@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `goip-bridge run`."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: ./config.yaml)")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log every datagram (numbers and texts too)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every datagram, by its kind")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ def line_state(line: Line, wall: Callable[[float], float]) -> payloads.LineState
     get = line.fields.get
     gsm_status = get("gsm_status")
     voip_status = _value(get("voip_status"))
-    remain = line.remain_time
+    remain = -1 if line.exp_time == 0 else line.remain_time  # no limit at all (docs/protocol.md §8)
     return payloads.LineState(
         signal=_signal(get("signal")),
         gsm=payloads.Gsm(

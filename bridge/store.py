@@ -142,7 +142,13 @@ class Store:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5, cached_statements=256)
             self._open()
         except (sqlite3.Error, OSError) as error:
-            raise StoreUnusable(f"{path}: {error}; check that it is a store of this program and writable") from None
+            locked = "locked" in str(error)
+            advice = (
+                "another bridge uses it: stop that one, or give this one a store of its own"
+                if locked
+                else ("check that it is a store of this program and writable")
+            )
+            raise StoreUnusable(f"{path}: {error}; {advice}") from None
 
     def _open(self) -> None:
         db = self._db

@@ -19,7 +19,7 @@ import yaml
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from conftest import Broker
+from broker_fixture import Broker
 
 LIMIT_S = 20.0
 "How long anything may take before a test gives up on it."

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import Broker, free_port
+from broker_fixture import Broker, free_port
 from harness import (
     BridgeProcess,
     RawLine,

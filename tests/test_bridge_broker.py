@@ -9,8 +9,8 @@ from typing import Any
 import aiomqtt
 import pytest
 
+from broker_fixture import Broker
 from brokers import Mosquitto
-from conftest import Broker
 from harness import BridgeProcess, RawLine, Watcher, bridge_config, raw_line, running, watching
 
 pytestmark = pytest.mark.broker("binary")

@@ -14,7 +14,7 @@ from bridge.sim.network import Faults
 from bridge.sim.options import LineOptions
 from bridge.sim.profiles import PROFILES
 from bridge.sim.run import SimOptions, Simulator
-from conftest import Broker
+from broker_fixture import Broker
 from harness import BridgeProcess, Watcher, bridge_config, running, watching
 
 _numbers = itertools.count(1)

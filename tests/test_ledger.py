@@ -276,9 +276,9 @@ def test_a_flood_of_strangers_is_told_thirty_times(book: Book) -> None:
 def test_sequence_numbers_count_by_topic_and_are_not_lost_with_a_failed_batch(book: Book) -> None:
     book.queue()
     batch = Batch(book.run, book.at)
-    book.ledger.record([events.LineOffline("goip1")], batch, 0)  # thrown away
-    first = book.record(events.LineOffline("goip1"))
-    second = book.record(events.LineOffline("goip1"))
+    book.ledger.record([events.LineOffline("goip1", None)], batch, 0)  # thrown away
+    first = book.record(events.LineOffline("goip1", None))
+    second = book.record(events.LineOffline("goip1", None))
     assert [first[0]["seq"], second[0]["seq"]] == [1, 2]
 
 

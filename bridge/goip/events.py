@@ -22,6 +22,8 @@ class LineOffline:
     """A line was not heard for `Timing.offline` seconds."""
 
     line: str
+    address: Address | None
+    "Where it was, if it ever was heard."
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ class SmsFailed:
     msg: int
     code: int | None
     text: str
+    submitted: bool = True
+    "Its SEND had left: without a code nobody can say whether it went out."
 
 
 @dataclass(frozen=True, slots=True)

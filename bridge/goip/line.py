@@ -77,6 +77,8 @@ class Line:
     heard: float = 0.0
     "When the line was last heard at its address, or when we began to listen."
     ever_heard: bool = False
+    repeat_safe: bool = False
+    "A repeated SEND is a query of its outcome on this firmware, also after WAIT (§4.3)."
     online: bool | None = None
     "None until it is heard, or silent for `Timing.offline` after the start."
     online_before: bool = False
@@ -117,7 +119,7 @@ class Line:
     @property
     def ready(self) -> bool:
         """The line can take a bulk session now."""
-        return self.usable and self.session is None and self.blocked_until is None
+        return self.usable and not self.disabled and self.session is None and self.blocked_until is None
 
     @property
     def disabled(self) -> bool:
@@ -144,6 +146,7 @@ class Line:
             password=self.password,
             text=text,
             recipients=recipients,
+            safe=self.repeat_safe,
             timing=self.out.timing,
             events=self.out.events,
             datagrams=self._outgoing,
@@ -192,6 +195,9 @@ class Line:
             self._check_disabled = False
             if not self.disabled:  # this firmware follows the English document: 2 disables (§8)
                 self.request(None, control.Operation(verb="module_ctl_i", arguments=("2",)), now)
+        self._come_online(address)
+
+    def _come_online(self, address: Address) -> None:
         if not self.online:
             self.online = self.ever_heard = True
             self.out.events.append(events.LineOnline(self.name, address))
@@ -223,8 +229,11 @@ class Line:
             self._after_session(now)
 
     def _take_fields(self, fields: dict[str, str], now: float) -> None:
-        before, self.fields = self.fields, fields
+        before, was_disabled = self.fields, self.disabled
+        self.fields = fields
         self.out.events.append(events.LineChanged(self.name))
+        if was_disabled and not self.disabled:
+            self._become_ready()
         if fields.get("gsm_status") == "LOGIN" != before.get("gsm_status") and self.blocked_until is not None:
             self.blocked_until = now  # what the line was refused for has probably passed
         if (minutes := wire.integer(fields.get("remain_time"))) is not None:
@@ -234,6 +243,7 @@ class Line:
         """Take an authenticated event; true when it is to be acknowledged, which a repeat is again."""
         if address == self.address:
             self.heard = now
+            self._come_online(address)
         if isinstance(message, wire.AtTrace):
             return False
         key = _key(data, self.reboots)
@@ -289,7 +299,7 @@ class Line:
                 out.append(events.UssdEvent(name, "reply", None, None, message.text))
             case wire.Remain():
                 self.remain_time = message.minutes
-                unlimited = message.minutes is not None and message.minutes < 0
+                unlimited = None if message.minutes is None else message.minutes < 0
                 minutes = None if unlimited else message.minutes
                 out.append(events.LineEvent(name, "remain", {"remain_time_min": minutes, "unlimited": unlimited}))
                 out.append(events.LineChanged(name))
@@ -360,7 +370,7 @@ class Line:
             self._end_call(None, None, now)
         if self.online is not False and now >= self.heard + self.out.timing.offline:
             self.online = False
-            self.out.events.append(events.LineOffline(self.name))
+            self.out.events.append(events.LineOffline(self.name, self.address))
         if self.blocked_until is not None and now >= self.blocked_until:
             self.blocked_until = None
             self._become_ready()

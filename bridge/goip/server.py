@@ -29,6 +29,8 @@ class LineConfig:
     password: str
     allow_from: tuple[Network, ...] = ()
     "Networks the line may come from; empty: any."
+    repeat_safe: bool = False
+    "The firmware is known to answer a repeated SEND with the outcome, and never to send again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,7 @@ class SmsServer:
                 line = Line(config.name, config.goip_id, config.password, self, heard=now)
                 if known is not None:  # another line of the same name
                     known.line.retire(now)
+            line.repeat_safe = config.repeat_safe
             registered = _Registered(line, config.password.encode(), config.allow_from)
             self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
             self._schedule(line)

@@ -73,6 +73,7 @@ class BulkSession:
         password: str,
         text: str,
         recipients: Sequence[Recipient],
+        safe: bool = False,
         timing: Timing,
         events: list[events.Event],
         datagrams: list[bytes],
@@ -87,8 +88,10 @@ class BulkSession:
         "Numbers submitted whose outcome is not known yet, by telid: late answers are matched with it."
         self._password = password
         self._pending = list(recipients)
+        self._safe = safe
+        "Silence after WAIT may be broken by a query: the firmware never sends twice for one telid (§4.3)."
+        self._silent_since = now
         self._telid = 0
-        self._submitted_at = now
         self._timing = timing
         self._events = events
         self._datagrams = datagrams
@@ -115,7 +118,8 @@ class BulkSession:
                 self._refused(text, now)
             case Phase.SUBMITTED | Phase.WAITING, wire.SubmitWait(telid=telid) if telid == self._telid:
                 self.phase = Phase.WAITING
-                self.deadline = now + self._timing.wait
+                self._silent_since = now
+                self.deadline = now + (self._timing.resend if self._safe else self._timing.wait)
             case _, wire.SubmitOk(telid=telid) | wire.SubmitError(telid=telid) if settle(
                 self.line, self.open, message, self._events
             ):
@@ -137,10 +141,10 @@ class BulkSession:
                     self._repeat(now)
                 else:
                     self._give_back(f"no answer to {self._verb()}", Refusal.SILENT, now)
-            case Phase.SUBMITTED if self._may_repeat_send():
+            case Phase.SUBMITTED | Phase.WAITING if self._may_repeat_send(now):
                 self._repeat(now)
-                if not self._may_repeat_send():
-                    self.deadline = max(now, self._submitted_at + self._timing.wait)
+                if not self._may_repeat_send(now):
+                    self.deadline = max(now, self._silent_since + self._timing.wait)
             case Phase.SUBMITTED | Phase.WAITING:
                 self._unknown("silence", now)
             case Phase.CLOSING:  # repeated once: an unclosed session blocks a slot of the box for 90 s (§4.4)
@@ -168,16 +172,18 @@ class BulkSession:
         recipient = self._pending.pop(0)
         self._telid += 1
         self.open[self._telid] = recipient
-        self._submitted_at = now
+        self._silent_since = now
         # The event is committed before the datagram leaves: the journal (§4.3).
         self._events.append(events.SmsSending(self.line, recipient.msg, self.sendid, self._telid))
         self._transmit(wire.encode_send(self.sendid, self._telid, recipient.number), Phase.SUBMITTED, now)
-        if not self._may_repeat_send():
+        if not self._may_repeat_send(now):
             self.deadline = now + self._timing.wait
 
-    def _may_repeat_send(self) -> bool:
-        repeat = self.open[self._telid].repeat
-        return repeat and self._transmissions < self._timing.session_transmissions
+    def _may_repeat_send(self, now: float) -> bool:
+        if self._safe:  # a query: it also keeps the session alive
+            return now < self._silent_since + self._timing.wait
+        few = self._transmissions < self._timing.session_transmissions
+        return self.phase is Phase.SUBMITTED and few and self.open[self._telid].repeat
 
     def _settled(self, telid: int, now: float) -> None:
         if telid == self._telid and self.phase in (Phase.SUBMITTED, Phase.WAITING):
@@ -188,7 +194,9 @@ class BulkSession:
             if self.phase is Phase.OPENING:
                 return  # nothing was asked for yet: not an answer to us
             for recipient in self._pending:
-                self._events.append(events.SmsFailed(self.line, recipient.msg, None, "password refused"))
+                self._events.append(
+                    events.SmsFailed(self.line, recipient.msg, None, "password refused", submitted=False)
+                )
             self._pending.clear()
             self.refusal = Refusal.PASSWORD
             self._done(now)  # the box waits for another PASSWORD or for DONE
@@ -198,7 +206,8 @@ class BulkSession:
     def _error_after_submit(self, text: str, now: float) -> None:
         words = text.split()
         if words and words[0] == str(self._telid):  # ERROR sendid telid <words>: this number's own error, uncoded
-            self._events.append(events.SmsFailed(self.line, self.open.pop(self._telid).msg, None, text))
+            reason = text.partition(" ")[2]
+            self._events.append(events.SmsFailed(self.line, self.open.pop(self._telid).msg, None, reason))
             self._settled(self._telid, now)
         elif text not in ("SENDID", "GSM_LOGOUT"):
             pass  # too_many_sends_in_server, PASSWORD: late answers of the phases before

@@ -244,7 +244,7 @@ Message = (
 MAX_KEEPALIVE = 4096
 "Bytes of a keepalive; real ones have about 300."
 MAX_MESSAGE = 16384
-"Bytes of any other message but RECEIVE, which is never dropped for its size."
+"Bytes of an answer; events are never dropped for their size."
 
 _KEEPALIVE_KEYS = {
     key: key
@@ -266,7 +266,7 @@ _REPLY_VERBS = frozenset(
 )  # fmt: skip
 _SESSION_VERBS = frozenset(("PASSWORD", "SEND", "WAIT", "OK", "ERROR", "DONE"))
 _KIND = re.compile(rb"[A-Za-z][A-Za-z0-9_]{0,31}:")
-_ERRORSTATUS = re.compile(r"(\d{1,10}) errorstatus:\s*(-?\d{1,10})", re.ASCII | re.IGNORECASE)
+_ERRORSTATUS = re.compile(r"(\d{1,10}) errorstatus:\s*(\d{1,10})", re.ASCII | re.IGNORECASE)
 
 
 def decode(data: bytes) -> Message:
@@ -308,8 +308,6 @@ def _decode_gsm(data: bytes) -> GsmValues:
 def _decode_event(data: bytes, start: int) -> Event:
     kind = data[: start - 1].decode("ascii")
     known = kind.upper()
-    if known != "RECEIVE" and len(data) > MAX_MESSAGE:
-        raise WireError("message too long")
     # The free text comes last and may hold anything, so it is cut off before the rest is split (§2, rule 3).
     header, free = _cut_free_text(data, b";receive:" if known == "AT" else b";msg:")
     head, *pieces = _text(header).split(";")
@@ -387,7 +385,7 @@ def _decode_words(data: bytes) -> Message:
         case "WAIT" if words:
             return SubmitWait(sendid, _sendid(words[0]))
         case "OK" if words:
-            return SubmitOk(sendid, _sendid(words[0]), integer(words[1]) if len(words) > 1 else None)
+            return SubmitOk(sendid, _sendid(words[0]), _sms_no(words[1]) if len(words) > 1 else None)
         case "PASSWORD":
             return PasswordPrompt(sendid)
         case "SEND":
@@ -443,6 +441,11 @@ def integer(text: str | None) -> int | None:
 
 def _integers(text: str | None) -> tuple[int, ...]:
     return tuple(n for n in map(integer, (text or "").split(",")) if n is not None)
+
+
+def _sms_no(text: str) -> int | None:
+    number = integer(text)
+    return None if number is None or number < 0 else number
 
 
 def _count(text: str) -> int:

@@ -338,7 +338,7 @@ def test_line_is_offline_after_the_time_and_online_with_the_next_keepalive(bench
     bench.advance(94.9)
     assert bench.events() == []
     bench.advance(0.2)
-    assert bench.events() == [events.LineOffline("goip1")]
+    assert bench.events() == [events.LineOffline("goip1", HOME)]
     bench.keepalive()
     assert bench.events() == [events.LineOnline("goip1", HOME), events.LineReady("goip1")]
 
@@ -348,12 +348,35 @@ def test_line_never_heard_is_offline_only_after_the_time(fresh):
     assert fresh.events() == []
     assert fresh.line.online is None
     fresh.advance(0.2)
-    assert fresh.events() == [events.LineOffline("goip1")]
+    assert fresh.events() == [events.LineOffline("goip1", None)]
 
 
 def test_offline_is_told_once(bench):
     bench.advance(1000)
-    assert bench.events() == [events.LineOffline("goip1")]
+    assert bench.events() == [events.LineOffline("goip1", HOME)]
+
+
+def test_offline_line_is_back_with_an_event_from_its_address(bench):
+    bench.advance(100)
+    bench.events()
+    bench.event("STATE", "gsm_remain_state:IDLE")
+    assert events.LineOnline("goip1", HOME) in bench.events()
+
+
+def test_offline_line_stays_offline_with_an_event_from_elsewhere(bench):
+    bench.advance(100)
+    bench.events()
+    bench.event("STATE", "gsm_remain_state:IDLE", source=ELSEWHERE)
+    assert not bench.told(events.LineOnline)
+
+
+def test_disabled_line_takes_no_session_until_it_is_enabled(bench):
+    bench.keepalive("disable_status:1;")
+    assert not bench.line.ready
+    bench.events()
+    bench.keepalive("disable_status:0;")
+    assert events.LineReady("goip1") in bench.events()
+    assert bench.line.ready
 
 
 def test_offline_line_takes_no_session(bench):
@@ -369,7 +392,7 @@ def test_timer_that_is_due_does_not_stay_due(start, offline):
     deadline = core.deadline()
     core.handle_timer(deadline)
     assert core.deadline() is None
-    assert core.take_events() == [events.LineOffline("a")]
+    assert core.take_events() == [events.LineOffline("a", None)]
 
 
 # -- repeats (§6.3)
@@ -824,7 +847,7 @@ def test_line_that_is_gone_has_no_timers_and_no_answers(bench, changes):
     assert bench.tell(f"OK {SENDID} 1 7", RECEIVE, KEEPALIVE) != ["reg:1;status:200;"]
     assert bench.told(events.SmsSent) == []
     bench.advance(200)
-    assert bench.told(events.LineOffline) == ([events.LineOffline("goip1")] if changes else [])
+    assert bench.told(events.LineOffline) == ([events.LineOffline("goip1", None)] if changes else [])
 
 
 def test_line_that_comes_with_a_reload_has_its_time_to_be_heard(bench):
@@ -835,7 +858,7 @@ def test_line_that_comes_with_a_reload_has_its_time_to_be_heard(bench):
     assert bench.events() == []
     bench.keepalive()
     bench.advance(2)
-    assert bench.events() == [events.LineOffline("new")]
+    assert bench.events() == [events.LineOffline("new", None)]
 
 
 # -- memory

@@ -17,7 +17,7 @@ ID = 42
 class Session:
     """A session on its own: what the box says in, datagrams and events out."""
 
-    def __init__(self, *numbers: str, text: str = "hello", **recipient: object) -> None:
+    def __init__(self, *numbers: str, text: str = "hello", safe: bool = False, **recipient: object) -> None:
         self.events: list[events.Event] = []
         self.datagrams: list[bytes] = []
         self.now = 100.0
@@ -27,6 +27,7 @@ class Session:
             password="pw1",
             text=text,
             recipients=[Recipient(n, number, **recipient) for n, number in enumerate(numbers or ("+491",), 1)],
+            safe=safe,
             timing=TIMING,
             events=self.events,
             datagrams=self.datagrams,
@@ -104,6 +105,40 @@ SENT = events.SmsSent("goip1", 1, 160)
 REPEATS = ["SEND 42 1 +491\n"] * 3
 
 
+# -- firmware that is known to be safe (§4.3)
+
+
+@pytest.fixture
+def safe() -> Session:
+    """WAIT came from firmware that answers a repeated SEND with the outcome."""
+    session = Session(safe=True)
+    session.tell("PASSWORD 42", "SEND 42", "WAIT 42 1")
+    session.told()
+    return session
+
+
+def test_safe_silence_after_wait_is_broken_by_a_query(safe):
+    assert safe.advance(5) == ["SEND 42 1 +491\n"]
+    assert safe.tell("WAIT 42 1") == []
+    assert safe.advance(4.9) == []
+    assert safe.advance(0.2) == ["SEND 42 1 +491\n"]
+    assert safe.tell("OK 42 1 160") == ["DONE 42\n"]
+    assert safe.told() == [SENT]
+
+
+def test_safe_silence_of_90_s_is_unknown(safe):
+    assert safe.advance(89.9) == ["SEND 42 1 +491\n"] * 17
+    assert safe.told() == []
+    safe.advance(5.2)
+    assert safe.told() == [events.SmsUnknown("goip1", 1, "silence")]
+
+
+def test_safe_session_that_is_lost_is_unknown(safe):
+    safe.advance(5)
+    safe.tell("ERROR 42 SENDID")
+    assert safe.told() == [events.SmsUnknown("goip1", 1, "session_lost")]
+
+
 # -- OPENING
 
 
@@ -172,7 +207,7 @@ def test_auth_refused_password_fails_all_numbers_and_ends_the_session():
     session = Session("+491", "+492")
     session.tell("PASSWORD 42\n")
     assert session.tell("ERROR 42 PASSWORD\n") == ["DONE 42\n"]
-    assert session.told() == [events.SmsFailed("goip1", n, None, "password refused") for n in (1, 2)]
+    assert session.told() == [events.SmsFailed("goip1", n, None, "password refused", submitted=False) for n in (1, 2)]
     assert session.session.refusal is Refusal.PASSWORD
 
 
@@ -274,7 +309,7 @@ def test_errorstatus_is_a_failure_of_this_number(waiting):
 
 def test_error_in_words_with_a_telid_is_a_failure_of_this_number(waiting):
     waiting.tell("ERROR 42 1 no credit\n")
-    assert waiting.told() == [events.SmsFailed("goip1", 1, None, "1 no credit")]
+    assert waiting.told() == [events.SmsFailed("goip1", 1, None, "no credit")]
 
 
 @pytest.mark.parametrize(
