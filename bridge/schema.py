@@ -44,7 +44,7 @@ class Remain:
 
     remain_time_min: int | None
     "Null when unknown or unlimited."
-    unlimited: bool
+    unlimited: bool | None
     "There is no limit."
 
 

@@ -116,6 +116,16 @@ async def watching(broker: Broker, *topics: str, role: str = "admin", version: s
                 await task
 
 
+async def sweep(broker: Broker) -> None:
+    """Remove everything retained below goip/, for the tests that come after."""
+    marker = f"goip/swept/{os.urandom(4).hex()}"
+    async with watching(broker, "goip/#") as watcher:
+        await watcher.publish(marker, "end")  # retained messages come before it
+        await watcher.until(marker)
+        for topic in {message.topic for message in watcher.seen if message.retain}:
+            await watcher.publish(topic, "", retain=True)
+
+
 def response_properties(topic: str, correlation: bytes | None = None) -> Properties:
     """The MQTT 5 properties of a request."""
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]

@@ -23,10 +23,17 @@ from harness import (
     raw_line,
     response_properties,
     running,
+    sweep,
     watching,
 )
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+async def _swept(broker: Broker) -> AsyncIterator[None]:
+    yield
+    await sweep(broker)
 
 
 class Setup:

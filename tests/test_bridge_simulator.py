@@ -15,9 +15,15 @@ from bridge.sim.options import LineOptions
 from bridge.sim.profiles import PROFILES
 from bridge.sim.run import SimOptions, Simulator
 from broker_fixture import Broker
-from harness import BridgeProcess, Watcher, bridge_config, running, watching
+from harness import BridgeProcess, Watcher, bridge_config, running, sweep, watching
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+async def _swept(broker: Broker) -> AsyncIterator[None]:
+    yield
+    await sweep(broker)
 
 
 @contextlib.asynccontextmanager
@@ -75,7 +81,7 @@ COMMANDS: list[tuple[str, Any, dict[str, Any] | None]] = [
     ("cells/get", b"", None),
     ("info/get", b"", None),
     ("ussd", {"code": "*100#"}, None),
-    ("ussd/exit", b"", {}),
+    ("ussd/exit", b"", {"text": None, "exit": True}),
 ]
 
 

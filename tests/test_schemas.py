@@ -178,7 +178,7 @@ def test_an_example_of_the_configuration_is_a_configuration():
         ("delivery", {"error": {"code": 1}}),
         ("delivery", {"evidence": "guess"}),
         ("call", {"duration_s": "3"}),
-        ("event", {"event_type": "remain", "unlimited": None}),
+        ("event", {"event_type": "remain", "unlimited": "no"}),
         ("event", {"event_type": "cells"}),
         ("event", {"event_type": "num_iccid"}),
         ("bridge_event", {"event_type": "line_missing"}),
