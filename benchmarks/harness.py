@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bridge.broker import find_mosquitto
+from bridge.mqtt import WINDOW
 
 CORES = sorted(os.sched_getaffinity(0))
 BRIDGE_CORE, LOAD_CORE = CORES[0], CORES[-1]
@@ -253,7 +254,7 @@ class Client:
     def _connected(self, _c: object, _u: object, _f: object, reason: ReasonCode, properties: Properties | None) -> None:
         if reason.is_failure:
             raise WrongResultError(f"the broker refused: {reason}")
-        self.window = min(50, getattr(properties, "ReceiveMaximum", 65535))
+        self.window = min(WINDOW, getattr(properties, "ReceiveMaximum", 65535))
         self._progress.set()
 
     def _published(self, *_: object) -> None:

@@ -33,6 +33,7 @@ VERSIONS = {V5: "5", V311: "3.1.1"}
 PORTS = {"mqtt": 1883, "mqtts": 8883, "unix": 1883, "ws": 80, "wss": 443}
 MAX_PACKET = 268_435_460  # what MQTT can express
 BATCH = 256  # packets read before other tasks get a turn
+WINDOW = 100  # publications in flight: with fewer we wake up more often, with more nothing is gained
 REPEAT_WARNING_S = 60.0
 QUICK_CLOSES = 3  # docs/contract.md §5: so many in a row are a takeover
 
@@ -111,7 +112,7 @@ class LinkConfig:
     keepalive_s: int = 30
     receive_maximum: int = 100
     "Commands the broker may send ahead of our acknowledgements."
-    window: int = 50
+    window: int = WINDOW
     "Publications sent ahead of the broker's acknowledgements."
     max_incoming_bytes: int = 1 << 20
     connect_timeout_s: float = 10.0

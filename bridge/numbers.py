@@ -28,7 +28,7 @@ def to_e164(number: str, country: str | None) -> str | None:
         bare = normalise(number)
     except ValueError:
         return None
-    if re.fullmatch(r"\+[0-9]+", bare):
+    if bare.startswith("+") and bare[1:].isdecimal():
         return bare
     if country is None or not bare.isdecimal():
         return None

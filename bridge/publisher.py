@@ -167,7 +167,9 @@ class Publisher:
         if link is None or not link.connected:
             return unsendable
         wall = self._clock()
-        while link.room > 0 and (item := self._next()) is not None:
+        room = link.room
+        while room > 0 and (item := self._next()) is not None:
+            room -= 1
             try:
                 token = link.publish(self._publication(item, wall))
             except UnsendableError:
