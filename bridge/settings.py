@@ -415,8 +415,9 @@ class LineSettings(_Section):
     allow_from: list[Network] = Field(default=[], examples=[["192.168.1.0/24"]])
     """Addresses and networks the line's datagrams may come from. Default: any."""
     repeat_safety: Literal["auto", "safe", "unsafe"] = "auto"
-    """Whether the firmware answers a repeated SEND with the outcome (`safe`: it is then asked for outcomes that were lost
-    on the way) or might send the SMS twice (`unsafe`). `auto` is `unsafe` as long as nothing is known. Default `auto`."""
+    """Whether the firmware answers a repeated SEND with the outcome (`safe`: it is then asked for outcomes that were
+    lost on the way) or might send the SMS twice (`unsafe`). `auto` is `unsafe` as long as nothing is known. Default
+    `auto`."""
 
     @model_validator(mode="before")
     @classmethod
