@@ -6,10 +6,8 @@ commit first, then answer the gateways and the broker, then publish.
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import math
-import os
 import random
 import secrets
 import sqlite3
@@ -19,8 +17,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from bridge import __version__, commands, payloads, states
+from bridge import commands, payloads
 from bridge.batch import Batch, Order, Run
+from bridge.board import Board
 from bridge.commands import Code
 from bridge.goip import events
 from bridge.goip.events import Address
@@ -32,7 +31,6 @@ from bridge.intake import Answers, Intake
 from bridge.ledger import Ledger
 from bridge.limits import FactLimiter, LogLimiter
 from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
-from bridge.numbers import mask
 from bridge.operations import operation
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher, RetainedState
 from bridge.settings import BrokerUrl, Settings
@@ -42,10 +40,6 @@ from bridge.udp import UdpSocket
 
 log = logging.getLogger(__name__)
 
-API = 1
-FEATURES = ["sms", "delivery", "ussd", "calls", "control", "jobs"]
-LINE_STATES = ("availability", "state", "stats", "sms/last")
-"The retained topics of a line."
 SESSION_RECIPIENTS = 10
 "Numbers in one bulk session: the box remembers the outcome of the last ten (docs/protocol.md §4.2)."
 MAX_SENDID = 2**31 - 1
@@ -54,9 +48,6 @@ HELD_DATAGRAMS = 10_000
 "Datagrams kept in memory while the store can't be written."
 STATE_DELAY_S = 0.1
 "Changes of a line's state within this time are published once."
-LAST_SEEN_S = 300.0
-LINES_PER_SECOND = 500
-"The list of all lines is published less often the longer it is."
 SAVE_LINES_S = 600.0
 "Within this time the last keepalive of every line is written down."
 ALIVE_S = 10.0
@@ -79,11 +70,12 @@ class Bridge:
         self._reload_settings = reload
         now = time.monotonic()
         self.server = SmsServer(_line_configs(settings), _timing(settings), next_sendid=_first_sendid(store), now=now)
-        self.answers = Answers(store, self.topics)
-        self.intake = Intake(store, settings, self.topics, self.server, self.answers, self._summaries)
-        self.ledger = Ledger(store, settings, self.topics, self.answers, self.run_info.started)
         birth = RetainedState(self.topics.bridge("availability"), b"online", None, None)
         self.publisher = Publisher(store, time.time, birth)
+        self.board = Board(self.run_info, self.instance, settings, store, self.server, self.topics, self.publisher)
+        self.answers = Answers(store, self.topics)
+        self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
+        self.ledger = Ledger(store, settings, self.topics, self.answers, self.run_info.started)
         self.link: MqttLink | None = None
         self.udp: UdpSocket | None = None
         self._inbox: list[Incoming] = []
@@ -101,12 +93,6 @@ class Bridge:
         self._failed: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._states_timer: asyncio.TimerHandle | None = None
-        self._changed: set[str] = set()
-        self._jobs: set[str] = set()
-        self._published_states: dict[str, tuple[payloads.LineState, float]] = {}
-        self._traffic = _Traffic(store)
-        self._lines_stale = False
-        self._lines_due = 0.0
         self._save_from = 0
         self._sendids_reserved = 0
         self._alive = 0.0
@@ -204,13 +190,11 @@ class Bridge:
             self._write(batch, [])
         self._take_effect(batch)
         for name in self._gone:
-            self._remove_topics(name)
+            self.board.remove_line(name)
         for row in [*self.store.in_state("sending"), *self.store.in_state("unknown", since=wall - timing.evidence)]:
             if row.sendid is not None and row.telid is not None:
                 late = {row.telid: Recipient(row.n, row.number)}
                 self.server.restore_session(row.line, row.sendid, late, now)
-        for job in self.store.jobs():
-            self._jobs.add(job)
         for name in self.store.queued_lines():
             self._feed(name)
 
@@ -369,19 +353,13 @@ class Bridge:
         batch.committed()
         if batch.rows:
             self.publisher.add(batch.rows)
-        self._traffic.add(batch)
         self.answers.forget(batch.answered)
-        for line, online in batch.availability.items():
-            self.publisher.set_availability(self.topics.line(line, "availability"), online)
-        for line, (sender, text) in batch.sms_last.items():
-            self._publish_sms_last(line, sender, text, batch.at)
+        if self.board.take(batch):
+            self._publish_states_soon()
         for topic in batch.emptied:
             self.publisher.remove(topic)
         for what in batch.refresh:
             self.publisher.refresh("" if what == "*" else self.topics.line(what, ""))
-        self._lines_stale = self._lines_stale or batch.lines_changed
-        self._jobs |= batch.jobs
-        self._lines_changed(batch.changed)
         if self.link is not None:
             for message in batch.acknowledge:
                 self.link.acknowledge(message)
@@ -512,21 +490,15 @@ class Bridge:
                 self._save_some_lines()
             if self.publisher.done_count or self.ledger.due(wall):
                 self._commit([], self.ledger.settle)
-        self._publish_jobs()
-        if self._lines_stale and now >= self._lines_due:
-            self._publish_lines()
+            if ended := self.board.publish_jobs():
+                self._commit([], lambda _batch: self.store.end_jobs(ended, wall))
+        self.board.publish_changed_lines()
         self.pump()
 
     def _minute(self) -> None:
-        now = time.monotonic()
         self._publish_health()
-        self._publish_stats()
-        stale = {
-            line.name
-            for line in self.server.lines
-            if line.online and now - self._published_states.get(line.name, (None, -LAST_SEEN_S))[1] >= LAST_SEEN_S
-        }
-        self._lines_changed(stale)
+        self.board.publish_stats()
+        self.board.publish_last_seen()
         self._prune()
         self.pump()
 
@@ -588,11 +560,11 @@ class Bridge:
         kept = {name: getattr(self.settings, name) for name in fixed}
         gone = set(self.settings.lines) - set(settings.lines)
         self.settings = settings.model_copy(update=kept)
-        self.ledger.settings = self.intake.settings = self.settings
+        self.ledger.settings = self.intake.settings = self.board.settings = self.settings
         self.server.timing = _timing(self.settings)
         self.server.configure(_line_configs(self.settings), time.monotonic())
         for line in gone:
-            self._remove_topics(line)
+            self.board.remove_line(line)
         self.publisher.retry_parked()
         self._publish_bridge()
         for name in self.store.queued_lines():
@@ -603,142 +575,43 @@ class Bridge:
 
     # -- retained state
 
-    def _lines_changed(self, names: set[str]) -> None:
-        self._changed |= names
-        if self._changed and self._states_timer is None and self._failed is not None:
+    def _publish_states_soon(self) -> None:
+        if self._states_timer is None and self._failed is not None:
             loop = asyncio.get_running_loop()
             self._states_timer = loop.call_later(STATE_DELAY_S, self._guarded(self._publish_states))
 
     def _publish_states(self) -> None:
         self._states_timer = None
-        changed, self._changed = self._changed, set()
-        now = time.monotonic()
-        offset = time.time() - now
-        for name in changed:
-            line = self.server.line(name)
-            if line is not None:
-                self._publish_state(line, now, offset)
-        self._drain(now)
-
-    def _publish_state(self, line: Line, now: float, offset: float) -> None:
-        state = states.line_state(line, lambda at: at + offset)
-        raw = {key: value for key, value in state.raw.items() if key not in states.VOLATILE}
-        meaning = dataclasses.replace(state, last_seen=None, raw=raw)
-        known = self._published_states.get(line.name)
-        if known is None or known[0] != meaning or now - known[1] >= LAST_SEEN_S:
-            self._published_states[line.name] = (meaning, now)
-            self.publisher.set_payload(self.topics.line(line.name, "state"), state)
-
-    def _publish_sms_last(self, line: str, sender: str | None, text: str, at: float) -> None:
-        last = payloads.SmsLast(
-            at=payloads.timestamp(at),
-            from_=mask(sender) if sender else None,
-            chars=len(text),
-            text=text if self.settings.retain_text else None,
-        )
-        self.publisher.set_payload(self.topics.line(line, "sms/last"), last)
+        self.board.publish_states()
+        self._drain(time.monotonic())
 
     def _publish_bridge(self) -> None:
         """The bridge's own retained topics."""
-        info = payloads.BridgeInfo(
-            version=__version__,
-            api=API,
-            instance=self.instance,
-            started_at=payloads.timestamp(self.run_info.started),
-            lines=len(self.settings.lines),
-            mqtt=self._mqtt,
-            features=FEATURES,
-            config=self.settings.public_dict(),
-        )
-        self.publisher.set_payload(self.topics.bridge("info"), info)
+        self.board.publish_info(self._mqtt)
         self._publish_health()
-        self._publish_lines()
-        self._publish_stats()
-
-    def _remove_topics(self, line: str) -> None:
-        """A line is no longer configured: nothing retained shall speak of it."""
-        for path in LINE_STATES:
-            self.publisher.remove(self.topics.line(line, path))
-        self._published_states.pop(line, None)
-
-    def _publish_lines(self) -> None:
-        self._lines_stale = False
-        self._lines_due = time.monotonic() + len(self.settings.lines) / LINES_PER_SECOND
-        self.publisher.set_payload(self.topics.bridge("lines"), payloads.BridgeLines(lines=self._summaries()))
+        self.board.publish_lines()
+        self.board.publish_stats()
 
     def _publish_health(self) -> None:
         counters, udp, publisher = self.server.counters, self.udp, self.publisher
-        oldest = publisher.oldest
-        queued, active = self._traffic.queue_totals(self.store)
         lag, self._lag = self._lag, 0.0
-        health = payloads.BridgeHealth(
-            uptime_s=int(time.time() - self.run_info.started),
-            rss_mb=_rss_mb(),
-            loop_lag_ms=round(lag * 1000, 1),
-            udp=payloads.UdpHealth(
+        self.board.publish_health(
+            payloads.UdpHealth(
                 received=counters.received,
                 sent=udp.sent if udp else 0,
                 malformed=counters.malformed,
                 unauthorized=counters.unauthorized,
                 dropped=(udp.kernel_drops + udp.send_failures if udp else 0) + self._stall_drops,
             ),
-            mqtt=payloads.MqttHealth(
+            payloads.MqttHealth(
                 connected=self.link is not None and self.link.connected,
                 published=publisher.published,
                 acked=publisher.acked,
                 refused=publisher.refused,
                 reconnects=max(0, self._connections - 1),
             ),
-            outbox=payloads.OutboxHealth(
-                count=publisher.waiting, oldest_s=None if oldest is None else round(time.time() - oldest, 1)
-            ),
-            queue=payloads.QueueCounts(queued=queued, active=active),
-            lines=payloads.LineCounts(
-                online=sum(bool(line.online) for line in self.server.lines), total=len(self.settings.lines)
-            ),
+            lag,
         )
-        publisher.set_payload(self.topics.bridge("health"), health)
-
-    def _publish_stats(self) -> None:
-        for line, stats in self._traffic.stats(self.store, self.settings.lines):
-            self.publisher.set_payload(self.topics.line(line, "stats"), stats)
-
-    def _publish_jobs(self) -> None:
-        if self._stalled:
-            return
-        jobs, self._jobs = self._jobs, set()
-        now = time.time()
-        ended = []
-        for name in jobs:
-            found = self.store.job(name)
-            if found is None:
-                continue
-            cmd, line, total, started, end = found
-            counts = payloads.JobCounts(**self.store.job_counts(name))
-            left = counts.queued + counts.sending
-            if left == 0 and end is None:
-                end = now
-                ended.append(name)
-            minutes = max((end or now) - started, 1.0) / 60
-            rate = (total - left) / minutes
-            job = payloads.Job(
-                job=name,
-                cmd=cmd,
-                line=line,
-                state="running" if left else "done",
-                total=total,
-                counts=counts,
-                rate_per_min=round(rate, 2),
-                eta_s=round(left / rate * 60) if left and rate else (0 if not left else None),
-                started_at=payloads.timestamp(started),
-                ended_at=None if end is None else payloads.timestamp(end),
-            )
-            self.publisher.set_payload(self.topics.job(name), job)
-        if ended:
-            self._commit([], lambda _batch: self.store.end_jobs(ended, now))
-
-    def _summaries(self) -> list[payloads.LineSummary]:
-        return [states.summary(line, self.settings.lines.get(line.name)) for line in self.server.lines]
 
     # -- small things
 
@@ -770,52 +643,6 @@ class _PoisonError(Exception):
     def __init__(self, message: Incoming) -> None:
         super().__init__(message.topic)
         self.message = message
-
-
-class _Traffic:
-    """Counted SMS by line, in memory; the store has the same numbers."""
-
-    def __init__(self, store: Store) -> None:
-        self._day = payloads.timestamp(time.time())[:10]
-        self._total = store.traffic()
-        self._told: dict[str, tuple[int, ...]] = {}
-        self._today = store.traffic(self._day)
-
-    def add(self, batch: Batch) -> None:
-        day = payloads.timestamp(batch.at)[:10]
-        if day != self._day:
-            self._day, self._today = day, {}
-        for line, counts in batch.traffic.items():
-            for counters in (self._total.setdefault(line, {}), self._today.setdefault(line, {})):
-                for name, count in counts.items():
-                    counters[name] = counters.get(name, 0) + count
-
-    def stats(self, store: Store, lines: Iterable[str]) -> list[tuple[str, payloads.LineStats]]:
-        queues = store.queue_counts()
-        today = self._today if self._day == payloads.timestamp(time.time())[:10] else {}
-        found = []
-        for line in lines:
-            queued, active = queues.get(line, (0, 0))
-            key = (queued, active, *self._total.get(line, {}).values(), *today.get(line, {}).values())
-            if self._told.get(line) == key:
-                continue
-            self._told[line] = key
-            found.append(
-                (
-                    line,
-                    payloads.LineStats(
-                        queue=payloads.QueueCounts(queued=queued, active=active),
-                        total=payloads.Traffic(**self._total.get(line, {})),
-                        today=payloads.Traffic(**today.get(line, {})),
-                    ),
-                )
-            )
-        return found
-
-    @staticmethod
-    def queue_totals(store: Store) -> tuple[int, int]:
-        counts = store.queue_counts().values()
-        return sum(queued for queued, _ in counts), sum(active for _, active in counts)
 
 
 def _timing(settings: Settings) -> Timing:
@@ -886,14 +713,6 @@ def _first_sendid(store: Store) -> int:
     if reserved is None:
         return wall + 2**20 + random.randrange(2**16)
     return max(int(reserved), wall)
-
-
-def _rss_mb() -> float:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
 def _outline(datagram: bytes) -> str:

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from bridge import app, payloads, schema
+from bridge import app, board, payloads, schema
 from bridge.app import Bridge
 from bridge.commands import BRIDGE_COMMANDS, LINE_COMMANDS, CommandError, parse
 from bridge.goip import events
@@ -524,7 +524,7 @@ def test_every_message_says_what_the_bridge_puts_into_its_properties(document):
 
 def test_the_document_agrees_with_the_program(document):
     assert document["asyncapi"] == "3.0.0"
-    assert document["info"]["version"].split(".")[0] == str(app.API)
+    assert document["info"]["version"].split(".")[0] == str(board.API)
     documented = [
         (model.__doc__ or "").partition("Topic `<base>/")[2].partition("`")[0].replace("<id>", "{line}")
         for model in [*KINDS, *STATES]

@@ -1,0 +1,252 @@
+"""The retained topics: what is true now, of the lines, the jobs and the bridge itself.
+
+Made from the core's lines and the store whenever something changed, and handed to the publisher, which sends what is
+new. Nothing here is durable: after a restart it is all made anew.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from bridge import __version__, payloads, states
+from bridge.batch import Batch, Run
+from bridge.goip.line import Line
+from bridge.goip.server import SmsServer
+from bridge.numbers import mask
+from bridge.publisher import Publisher
+from bridge.settings import Settings
+from bridge.store import Store
+from bridge.topics import Topics
+
+API = 1
+FEATURES = ["sms", "delivery", "ussd", "calls", "control", "jobs"]
+LINE_STATES = ("availability", "state", "stats", "sms/last")
+"The retained topics of a line."
+LAST_SEEN_S = 300.0
+"A line's state is published this often although only `last_seen` changed (docs/contract.md §2)."
+LINES_PER_SECOND = 500
+"The list of all lines is published less often the longer it is."
+
+
+class Board:
+    """Keeps the retained topics true."""
+
+    def __init__(
+        self,
+        run: Run,
+        instance: str,
+        settings: Settings,
+        store: Store,
+        server: SmsServer,
+        topics: Topics,
+        publisher: Publisher,
+    ) -> None:
+        self.settings = settings
+        self._run = run
+        self._instance = instance
+        self._store = store
+        self._server = server
+        self._topics = topics
+        self._publisher = publisher
+        self._traffic = Traffic(store)
+        self._changed: set[str] = set()
+        self._published: dict[str, tuple[payloads.LineState, float]] = {}
+        "By line: what its state meant when it was published last, and when."
+        self._lines_stale = False
+        self._lines_due = 0.0
+        self._jobs: set[str] = set(store.jobs())
+
+    def take(self, batch: Batch) -> bool:
+        """Note what a batch changed; true when there are line states to be published soon."""
+        self._traffic.add(batch)
+        for line, online in batch.availability.items():
+            self._publisher.set_availability(self._topics.line(line, "availability"), online)
+        for line, (sender, text) in batch.sms_last.items():
+            self._publish_sms_last(line, sender, text, batch.at)
+        self._lines_stale = self._lines_stale or batch.lines_changed
+        self._jobs |= batch.jobs
+        self._changed |= batch.changed
+        return bool(self._changed)
+
+    def publish_states(self) -> None:
+        """The states of the lines that changed."""
+        changed, self._changed = self._changed, set()
+        now = time.monotonic()
+        offset = time.time() - now
+        for name in changed:
+            line = self._server.line(name)
+            if line is not None:
+                self._publish_state(line, now, offset)
+
+    def publish_last_seen(self) -> None:
+        """The states of lines of which nothing changed for long but that they were heard."""
+        now = time.monotonic()
+        for line in self._server.lines:
+            known = self._published.get(line.name)
+            if line.online and (known is None or now - known[1] >= LAST_SEEN_S):
+                self._changed.add(line.name)
+        self.publish_states()
+
+    def publish_info(self, mqtt: payloads.MqttInfo) -> None:
+        """What this bridge is."""
+        info = payloads.BridgeInfo(
+            version=__version__,
+            api=API,
+            instance=self._instance,
+            started_at=payloads.timestamp(self._run.started),
+            lines=len(self.settings.lines),
+            mqtt=mqtt,
+            features=FEATURES,
+            config=self.settings.public_dict(),
+        )
+        self._publisher.set_payload(self._topics.bridge("info"), info)
+
+    def publish_lines(self) -> None:
+        """The list of all lines."""
+        self._lines_stale = False
+        self._lines_due = time.monotonic() + len(self.settings.lines) / LINES_PER_SECOND
+        self._publisher.set_payload(self._topics.bridge("lines"), payloads.BridgeLines(lines=self.summaries()))
+
+    def publish_changed_lines(self) -> None:
+        """The list of all lines, if it changed and is not published too often."""
+        if self._lines_stale and time.monotonic() >= self._lines_due:
+            self.publish_lines()
+
+    def publish_health(self, udp: payloads.UdpHealth, mqtt: payloads.MqttHealth, lag: float) -> None:
+        """How the bridge is; `lag` in seconds."""
+        oldest = self._publisher.oldest
+        counts = self._store.queue_counts().values()
+        health = payloads.BridgeHealth(
+            uptime_s=int(time.time() - self._run.started),
+            rss_mb=_rss_mb(),
+            loop_lag_ms=round(lag * 1000, 1),
+            udp=udp,
+            mqtt=mqtt,
+            outbox=payloads.OutboxHealth(
+                count=self._publisher.waiting, oldest_s=None if oldest is None else round(time.time() - oldest, 1)
+            ),
+            queue=payloads.QueueCounts(
+                queued=sum(queued for queued, _ in counts), active=sum(active for _, active in counts)
+            ),
+            lines=payloads.LineCounts(
+                online=sum(bool(line.online) for line in self._server.lines), total=len(self.settings.lines)
+            ),
+        )
+        self._publisher.set_payload(self._topics.bridge("health"), health)
+
+    def publish_stats(self) -> None:
+        """Queue and traffic of the lines where they changed."""
+        for line, stats in self._traffic.stats(self._store, self.settings.lines):
+            self._publisher.set_payload(self._topics.line(line, "stats"), stats)
+
+    def publish_jobs(self) -> list[str]:
+        """The jobs that changed; returns those that ended just now."""
+        changed, self._jobs = self._jobs, set()
+        now = time.time()
+        return [job for job in changed if self._publish_job(job, now)]
+
+    def remove_line(self, line: str) -> None:
+        """A line is no longer configured: nothing retained shall speak of it."""
+        for path in LINE_STATES:
+            self._publisher.remove(self._topics.line(line, path))
+        self._published.pop(line, None)
+        self._traffic.forget(line)
+
+    def summaries(self) -> list[payloads.LineSummary]:
+        """All lines, as `bridge/lines` has them."""
+        return [states.summary(line, self.settings.lines.get(line.name)) for line in self._server.lines]
+
+    def _publish_state(self, line: Line, now: float, offset: float) -> None:
+        state = states.line_state(line, lambda at: at + offset)
+        raw = {key: value for key, value in state.raw.items() if key not in states.VOLATILE}
+        meaning = dataclasses.replace(state, last_seen=None, raw=raw)
+        known = self._published.get(line.name)
+        if known is None or known[0] != meaning or now - known[1] >= LAST_SEEN_S:
+            self._published[line.name] = (meaning, now)
+            self._publisher.set_payload(self._topics.line(line.name, "state"), state)
+
+    def _publish_sms_last(self, line: str, sender: str | None, text: str, at: float) -> None:
+        last = payloads.SmsLast(
+            at=payloads.timestamp(at),
+            from_=mask(sender) if sender else None,
+            chars=len(text),
+            text=text if self.settings.retain_text else None,
+        )
+        self._publisher.set_payload(self._topics.line(line, "sms/last"), last)
+
+    def _publish_job(self, name: str, now: float) -> bool:
+        """True when nothing of the job waits any more, and did before."""
+        found = self._store.job(name)
+        if found is None:
+            return False
+        cmd, line, total, started, ended = found
+        counts = payloads.JobCounts(**self._store.job_counts(name))
+        left = counts.queued + counts.sending
+        end = now if left == 0 and ended is None else ended
+        minutes = max((end or now) - started, 1.0) / 60
+        rate = (total - left) / minutes
+        job = payloads.Job(
+            job=name,
+            cmd=cmd,
+            line=line,
+            state="running" if left else "done",
+            total=total,
+            counts=counts,
+            rate_per_min=round(rate, 2),
+            eta_s=round(left / rate * 60) if left and rate else (0 if not left else None),
+            started_at=payloads.timestamp(started),
+            ended_at=None if end is None else payloads.timestamp(end),
+        )
+        self._publisher.set_payload(self._topics.job(name), job)
+        return end != ended
+
+
+class Traffic:
+    """Counted SMS by line, in memory; the store has the same numbers."""
+
+    def __init__(self, store: Store) -> None:
+        self._day = payloads.timestamp(time.time())[:10]
+        self._total = store.traffic()
+        self._today = store.traffic(self._day)
+        self._told: dict[str, tuple[int, ...]] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Count what a batch counted."""
+        day = payloads.timestamp(batch.at)[:10]
+        if day != self._day:
+            self._day, self._today = day, {}
+        for line, counts in batch.traffic.items():
+            for counters in (self._total.setdefault(line, {}), self._today.setdefault(line, {})):
+                for name, count in counts.items():
+                    counters[name] = counters.get(name, 0) + count
+
+    def stats(self, store: Store, lines: Iterable[str]) -> list[tuple[str, payloads.LineStats]]:
+        """The numbers of the lines whose numbers are new."""
+        queues = store.queue_counts()
+        today = self._today if self._day == payloads.timestamp(time.time())[:10] else {}
+        found = []
+        for line in lines:
+            queued, active = queues.get(line, (0, 0))
+            total, of_today = self._total.get(line, {}), today.get(line, {})
+            numbers = (queued, active, *total.values(), *of_today.values())
+            if self._told.get(line) == numbers:
+                continue
+            self._told[line] = numbers
+            queue = payloads.QueueCounts(queued=queued, active=active)
+            stats = payloads.LineStats(queue=queue, total=payloads.Traffic(**total), today=payloads.Traffic(**of_today))
+            found.append((line, stats))
+        return found
+
+    def forget(self, line: str) -> None:
+        """The line's topic was removed: should it come back, its numbers are new."""
+        self._told.pop(line, None)
+
+
+def _rss_mb() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
