@@ -12,7 +12,6 @@ import random
 import secrets
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,10 @@ from bridge.ledger import Ledger
 from bridge.limits import FactLimiter, LogLimiter
 from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
-from bridge.publisher import NO_SUBSCRIBER, Item, Publisher, RetainedState
+from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
 from bridge.settings import BrokerUrl, Settings
 from bridge.store import OutboxRow, Store, StoreError
+from bridge.strangers import Strangers
 from bridge.topics import Topics
 from bridge.udp import UdpSocket
 
@@ -45,7 +45,8 @@ SESSION_RECIPIENTS = 10
 MAX_SENDID = 2**31 - 1
 SENDID_BLOCK = 1000
 HELD_DATAGRAMS = 10_000
-"Datagrams kept in memory while the store can't be written."
+HELD_BYTES = 32 << 20
+"Datagrams, and their bytes, kept in memory while the store can't be written."
 STATE_DELAY_S = 0.1
 "Changes of a line's state within this time are published once."
 SAVE_LINES_S = 600.0
@@ -70,12 +71,11 @@ class Bridge:
         self._reload_settings = reload
         now = time.monotonic()
         self.server = SmsServer(_line_configs(settings), _timing(settings), next_sendid=_first_sendid(store), now=now)
-        birth = RetainedState(self.topics.bridge("availability"), b"online", None, None)
-        self.publisher = Publisher(store, time.time, birth)
+        self.publisher = Publisher(store, time.time, self.topics)
         self.board = Board(self.run_info, self.instance, settings, store, self.server, self.topics, self.publisher)
         self.answers = Answers(store, self.topics)
         self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
-        self.ledger = Ledger(store, settings, self.topics, self.answers, self.run_info.started)
+        self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
         self.link: MqttLink | None = None
         self.udp: UdpSocket | None = None
         self._inbox: list[Incoming] = []
@@ -84,7 +84,8 @@ class Bridge:
         self._events: list[events.Event] = []
         self._notices: list[dict[str, object]] = []
         self._verdicts: list[tuple[int, Code, str]] = []
-        self._held: deque[tuple[bytes, Address]] = deque(maxlen=HELD_DATAGRAMS)
+        self._held: dict[tuple[bytes, Address], None] = {}
+        self._held_bytes = 0
         self._held_back: list[tuple[bytes, Address]] = []
         self._stalled = False
         self._stopping = False
@@ -95,25 +96,31 @@ class Bridge:
         self._states_timer: asyncio.TimerHandle | None = None
         self._save_from = 0
         self._sendids_reserved = 0
-        self._alive = 0.0
-        "Unix time of the last sign of life in the store."
+        self._alive = -ALIVE_S
+        "When the store was told last that we are alive."
         self._drops = LogLimiter()
         self._limiter = FactLimiter()
         self._mqtt = payloads.MqttInfo(version=None, session_present=False)
         self._connections = 0
         self._stall_drops = 0
         self._lag = 0.0
-        self._gone: list[str] = []
+        self._removed: list[str] = []
         "Lines that the store knows and the configuration does not."
+        self._strangers = Strangers()
+        self._retry: asyncio.TimerHandle | None = None
         self._restore(now)
 
     # -- life
 
     async def run(self, stop: asyncio.Event, broker: BrokerUrl) -> None:
-        """Serve until `stop` is set. Raises OSError when the UDP port can't be bound, and whatever is a bug."""
+        """Serve until `stop` is set. Raises PortUnusable, and whatever is a bug."""
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
-        self.udp = UdpSocket(self.settings.udp.host, self.settings.udp.port, self._guarded(self.datagrams_received))
+        listen = self.settings.udp
+        try:
+            self.udp = UdpSocket(listen.host, listen.port, self._guarded(self.datagrams_received))
+        except OSError as error:
+            raise PortUnusable(f"cannot listen on udp {listen.listen}: {error.strerror}") from None
         self.udp.start()
         log.info(
             "listening for gateways on udp %s:%d, %d lines configured", *self.udp.address, len(self.settings.lines)
@@ -147,16 +154,17 @@ class Bridge:
         if self._timer is not None:
             self._timer.cancel()
         self._save_lines(self.server.lines)
-        self.publisher.set_availability(self.topics.bridge("availability"), online=False)
+        self.publisher.say_goodbye()
         self.publisher.drain(time.monotonic())
         if self.link.connected and not self.publisher.idle:
             self._handed_over = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._handed_over.wait(), SHUTDOWN_S)
         await self.link.disconnect()
-        self._commit([], None)
+        self.pump()
+        self._commit([], None)  # what the broker acknowledged last
 
-    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+    def _guarded(self, callback: Callable[..., object]) -> Callable[..., None]:
         """asyncio only logs what a callback raises; here it ends the service."""
 
         def call(*arguments: object) -> None:
@@ -175,7 +183,8 @@ class Bridge:
             if name in self.settings.lines:
                 self.server.restore_line(name, memory)
             else:
-                self._gone.append(name)
+                self._removed.append(name)
+                self.board.remove_line(name)
         timing = self.server.timing
         for key, line, at in self.store.repeats(wall - timing.repeats):
             self.server.restore_repeat(line, key, now - max(0.0, wall - at))
@@ -185,12 +194,8 @@ class Bridge:
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
                 self.answers.give(batch, command, "gateway_timeout", message, {})
-            for name in self._gone:
-                self.store.delete_line(name)
             self._write(batch, [])
         self._take_effect(batch)
-        for name in self._gone:
-            self.board.remove_line(name)
         for row in [*self.store.in_state("sending"), *self.store.in_state("unknown", since=wall - timing.evidence)]:
             if row.sendid is not None and row.telid is not None:
                 late = {row.telid: Recipient(row.n, row.number)}
@@ -277,14 +282,30 @@ class Bridge:
         """Commit what happened, then let it be seen: by the gateways, by the broker, by the subscribers."""
         if self._stalled:
             return
-        self._events.extend(self.server.take_events())
-        while self._events or self._inbox or self._notices or self._verdicts:
-            if not self._commit(self._events, None):
+        self._take_events()
+        while self._has_work():
+            happened, self._events = self._events, []
+            if not self._commit(happened, None):
+                self._events = happened + self._events
                 return
-            self._events = self.server.take_events()
+            self._take_events()
         self._send()
         self._rearm()
         self._drain(time.monotonic())
+
+    def _has_work(self) -> bool:
+        """Something is to be written before anything may leave; sendids as well (`_reserve_sendids`)."""
+        waiting = self._events or self._inbox or self._notices or self._verdicts or self._removed
+        return bool(waiting) or min(self.server.next_sendid, MAX_SENDID) > self._sendids_reserved
+
+    def _take_events(self) -> None:
+        """What happened in the core; of those who are not let in only a few are told."""
+        now = time.monotonic()
+        for event in self.server.take_events():
+            if not isinstance(event, events.Unauthenticated):
+                self._events.append(event)
+            elif notice := self._strangers.notice(event, self.settings, now):
+                self._notices.append(notice)
 
     def _commit(self, happened: list[events.Event], also: Callable[[Batch], None] | None) -> bool:
         """One transaction for all that happened; false when the store can't be written, and everything is kept."""
@@ -300,6 +321,9 @@ class Bridge:
                 for n, code, words in self._verdicts:
                     if command := self.store.command(n):
                         self.answers.give(batch, command, code, words, {})
+                for line in self._removed:
+                    self.ledger.line_removed(batch, line)
+                    self.store.delete_line(line)
                 for notice in self._notices:
                     batch.fact(self.topics.bridge("event"), payloads.BridgeEvent, **notice)
                 if also is not None:
@@ -319,6 +343,7 @@ class Bridge:
         self._poison.clear()
         self._notices.clear()
         self._verdicts.clear()
+        self._removed.clear()
         self._take_effect(batch)
         return True
 
@@ -341,8 +366,9 @@ class Bridge:
         if done:
             self.store.delete_outbox(done)
         self._reserve_sendids(batch.at)
-        if batch.at - self._alive >= ALIVE_S:
-            self._alive = batch.at
+        now = time.monotonic()
+        if now - self._alive >= ALIVE_S:
+            self._alive = now
             self.store.put("alive", batch.at)
         if batch.outbox:
             first = self.store.add_outbox(batch.outbox)
@@ -353,7 +379,7 @@ class Bridge:
         batch.committed()
         if batch.rows:
             self.publisher.add(batch.rows)
-        self.answers.forget(batch.answered)
+        self.answers.committed(batch)
         if self.board.take(batch):
             self._publish_states_soon()
         for topic in batch.emptied:
@@ -440,7 +466,8 @@ class Bridge:
                 self.store.path,
                 error,
             )
-        asyncio.get_running_loop().call_later(STALL_RETRY_S, self._guarded(self._try_again))
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(STALL_RETRY_S, self._guarded(self._try_again))
 
     def _stalled_datagrams(self, batch: list[tuple[bytes, Address]]) -> None:
         """Keepalives are answered, so that the gateways stay; everything else is kept, unanswered."""
@@ -449,26 +476,32 @@ class Bridge:
         for data, address in batch:
             if data.startswith(b"req:"):
                 self.server.receive_datagram(data, address, now)
+            elif len(self._held) < HELD_DATAGRAMS and self._held_bytes + len(data) <= HELD_BYTES:
+                self._held_bytes += 0 if (data, address) in self._held else len(data)
+                self._held[data, address] = None  # a box repeats what is not acknowledged: once is enough
             else:
-                self._stall_drops += len(self._held) == HELD_DATAGRAMS
-                self._held.append((data, address))
-        self._events.extend(self.server.take_events())
+                self._stall_drops += 1
+        for event in self.server.take_events():
+            if not isinstance(event, events.Unauthenticated | events.LineChanged):  # too many, for too long
+                self._events.append(event)
         self._send()
 
     def _try_again(self) -> None:
+        self._retry = None
         if self._stopping:
             return
-        self._stalled = False
         happened, self._events = self._events, []
         if not self._commit(happened, None):
             self._events = happened + self._events
-            self._stalled = True
             return
+        self._stalled = False
+        self.board.all_lines_changed()  # what their keepalives said meanwhile
         log.warning("%s can be written again: going on", self.store.path)
         self.server.datagrams[:0] = self._held_back
         self._held_back = []
-        held, self._held = list(self._held), deque(maxlen=HELD_DATAGRAMS)
+        held, self._held, self._held_bytes = list(self._held), {}, 0
         self.datagrams_received(held)
+        self._rearm()
         self._on_timer()
 
     # -- regular work
@@ -486,12 +519,12 @@ class Bridge:
         now, wall = time.monotonic(), time.time()
         self.publisher.retry_parked(now)
         if not self._stalled:
-            if wall - self._alive >= ALIVE_S:
+            if now - self._alive >= ALIVE_S:
                 self._save_some_lines()
-            if self.publisher.done_count or self.ledger.due(wall):
-                self._commit([], self.ledger.settle)
-            if ended := self.board.publish_jobs():
-                self._commit([], lambda _batch: self.store.end_jobs(ended, wall))
+            if self.publisher.done_count or self.ledger.due(wall, now):
+                self._commit([], lambda batch: self.ledger.settle(batch, now))
+        if not self._stalled and (ended := self.board.publish_jobs()):
+            self._commit([], lambda _batch: self.store.end_jobs(ended, wall))
         self.board.publish_changed_lines()
         self.pump()
 
@@ -529,21 +562,29 @@ class Bridge:
     def _prune(self) -> None:
         wall = time.time()
 
+        forgotten: list[str] = []
+
         def prune(_batch: Batch) -> None:
             week = wall - 7 * payloads.DAY
-            for job in self.store.prune(repeats=wall - 2 * 3600, commands=wall - payloads.DAY, sms=week):
-                self.publisher.remove(self.topics.job(job))
+            forgotten[:] = self.store.prune(repeats=wall - 2 * 3600, commands=wall - payloads.DAY, sms=week)
 
-        if not self._stalled:
-            self._commit([], prune)
+        if not self._stalled and self._commit([], prune):
+            for job in forgotten:
+                self.publisher.remove(self.topics.job(job))
 
     def _reserve_sendids(self, wall: float) -> None:
         """Part of the transaction: no sendid leaves that a restart could use again (docs/contract.md §5)."""
         server = self.server
-        server.next_sendid = max(server.next_sendid, int(wall))
+        if wall < MAX_SENDID - 2**24:  # else the clock is wrong: following it would use up all numbers
+            server.next_sendid = max(server.next_sendid, int(wall))
         if server.next_sendid + SENDID_BLOCK // 2 >= self._sendids_reserved:
             self._sendids_reserved = min(server.next_sendid + SENDID_BLOCK, MAX_SENDID)
             self.store.put("sendids_reserved", self._sendids_reserved)
+
+    def reload_on_signal(self) -> None:
+        """SIGHUP: what `bridge/cmd/reload` does."""
+        self._guarded(self.reload)()
+        self._guarded(self.pump)()
 
     def reload(self) -> tuple[Code, str]:
         """Read the configuration again and apply what can change while running."""
@@ -565,6 +606,7 @@ class Bridge:
         self.server.configure(_line_configs(self.settings), time.monotonic())
         for line in gone:
             self.board.remove_line(line)
+        self._removed.extend(gone)
         self.publisher.retry_parked()
         self._publish_bridge()
         for name in self.store.queued_lines():
@@ -635,6 +677,10 @@ class Bridge:
 
     def _client_id(self) -> str:
         return self.settings.mqtt.client_id or f"goip-bridge-{self.instance}"
+
+
+class PortUnusable(Exception):  # noqa: N818 - told to the user, not caught to go on
+    """The UDP port can't be bound. `args[0]` says which and why."""
 
 
 class _PoisonError(Exception):

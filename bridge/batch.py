@@ -70,6 +70,8 @@ class Batch:
     acknowledge: list[Incoming] = field(default_factory=list)
     answered: list[int] = field(default_factory=list)
     "Commands that got their result."
+    waiting: list[tuple[int, str | None, bytes | None]] = field(default_factory=list)
+    "Repeats of commands that have no result yet: number, Response Topic, correlation data."
     refresh: set[str] = field(default_factory=set)
     "Lines whose retained state is to be published again; `*` is all."
     _seq: dict[str, int] = field(default_factory=dict)

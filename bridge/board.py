@@ -62,6 +62,8 @@ class Board:
         """Note what a batch changed; true when there are line states to be published soon."""
         self._traffic.add(batch)
         for line, online in batch.availability.items():
+            if line not in self.settings.lines:
+                continue  # removed a moment ago
             self._publisher.set_availability(self._topics.line(line, "availability"), online)
         for line, (sender, text) in batch.sms_last.items():
             self._publish_sms_last(line, sender, text, batch.at)
@@ -69,6 +71,10 @@ class Board:
         self._jobs |= batch.jobs
         self._changed |= batch.changed
         return bool(self._changed)
+
+    def all_lines_changed(self) -> None:
+        """Every line may say something else than before."""
+        self._changed.update(line.name for line in self._server.lines)
 
     def publish_states(self) -> None:
         """The states of the lines that changed."""

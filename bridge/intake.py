@@ -31,10 +31,11 @@ MAX_LISTED = 100
 "Messages named in a result."
 MAX_USSD_WAITING = 5
 MAX_REQUESTS = 20
+MAX_REPEATS = 20
+"Repeats of one command that are answered when it is."
+MAX_EMPTIED = 1000
 
-_LATER = (
-    commands.Cancel, commands.Pause, commands.Resume, commands.BridgeInbox,
-)  # fmt: skip
+_NOT_YET = (commands.Cancel, commands.Pause, commands.Resume, commands.BridgeInbox)
 
 
 class Answers:
@@ -58,7 +59,7 @@ class Answers:
     def repeat(self, batch: Batch, command: CommandRow, response_topic: str | None, correlation: bytes | None) -> None:
         """Answer a repeat with the first result, as soon as there is one."""
         if command.result is None:
-            self._waiting.setdefault(command.n, []).append((response_topic, correlation))
+            batch.waiting.append((command.n, response_topic, correlation))
         else:
             self._publish(batch, command, orjson.loads(command.result), response_topic, correlation, duplicate=True)
 
@@ -69,10 +70,14 @@ class Answers:
         outcome = {"code": code, "message": message, "data": data, "warnings": warnings}
         self._publish(batch, command, outcome, command.response_topic, command.correlation, duplicate=False)
 
-    def forget(self, answered: list[int]) -> None:
-        """The answers are on disk."""
-        for n in answered:
+    def committed(self, batch: Batch) -> None:
+        """The answers are on disk; and so are the repeats, in the command they repeat."""
+        for n in batch.answered:
             self._waiting.pop(n, None)
+        for n, response_topic, correlation in batch.waiting:
+            repeats = self._waiting.setdefault(n, [])
+            if len(repeats) < MAX_REPEATS:
+                repeats.append((response_topic, correlation))
 
     def answered(self, batch: Batch, command: CommandRow, answer: events.RequestAnswered) -> None:
         """A gateway answered a control command."""
@@ -164,7 +169,9 @@ class Intake:
         prefix = self.settings.homeassistant.prefix
         response_topic = message.response_topic
         warnings = []
-        if response_topic is not None and not self._topics.response_topic_permitted(response_topic, prefix):
+        own = self._topics.result(topic.target, commands.command_path(topic.path))
+        permitted = response_topic == own or self._topics.response_topic_permitted(response_topic or "", prefix)
+        if response_topic is not None and not permitted:
             response_topic = None
             warnings.append("response_topic_refused")
         try:
@@ -203,7 +210,7 @@ class Intake:
             return
         if command.expires_at is not None and command.expires_at.timestamp() <= batch.at:
             raise CommandError("expired", "expires_at: is over")
-        if _is_pool(topic.target) or isinstance(command, _LATER):
+        if _is_pool(topic.target) or isinstance(command, _NOT_YET):
             raise CommandError("not_supported", "this version does not have this command yet")
         id = command.id
         row = self._row(message, topic, id, payload, response_topic, batch, named="id_unusable" not in warnings)
@@ -248,8 +255,10 @@ class Intake:
 
     def _refuse_retained(self, message: Incoming, topic: CommandTopic, batch: Batch) -> None:
         batch.emptied.append(message.topic)
-        self._emptied = {at: when for at, when in self._emptied.items() if batch.at - when < EMPTIED_S}
+        self._emptied.pop(message.topic, None)
         self._emptied[message.topic] = batch.at
+        if len(self._emptied) > MAX_EMPTIED:
+            del self._emptied[next(iter(self._emptied))]
         batch.fact(
             self._topics.bridge("event"),
             payloads.BridgeEvent,

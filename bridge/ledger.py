@@ -5,16 +5,15 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from bridge import numbers, payloads
 from bridge.batch import Batch
 from bridge.goip import events, wire
 from bridge.goip.events import Address
-from bridge.goip.server import LineMemory
+from bridge.goip.server import LineMemory, SmsServer
 from bridge.intake import Answers
-from bridge.limits import FactLimiter
 from bridge.settings import Settings
 from bridge.store import SmsRow, Store
 from bridge.topics import Topics
@@ -59,14 +58,17 @@ log = logging.getLogger(__name__)
 class Ledger:
     """Writes down what happened on the lines."""
 
-    def __init__(self, store: Store, settings: Settings, topics: Topics, answers: Answers, started: float) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, topics: Topics, answers: Answers, server: SmsServer, now: float
+    ) -> None:
         self.settings = settings
         self._store = store
         self._topics = topics
         self._answers = answers
-        self._strangers = FactLimiter()
-        self._started = started
-        "Unix time of this run's start: what was sending before has no session here any more."
+        self._server = server
+        self._first_sendid = server.next_sendid
+        "SMS with smaller sendids were submitted by an earlier run: they have no session here."
+        self._started = now
 
     def record(self, happened: Iterable[events.Event], batch: Batch, now: float) -> None:
         """Write down a batch of events. `now` is monotonic."""
@@ -111,26 +113,9 @@ class Ledger:
         log.info("line %s: the gateway restarted", event.line)
         message = "The gateway's keepalive count began again: it restarted. What was under way on it may be unknown."
         self._line_event(batch, event.line, "gateway_reboot", message, address=address_text(event.address))
-        for row in self._store.in_state("sending", before=self._started):
+        for row in self._of_earlier_runs():
             if row.line == event.line:
                 self._move(batch, row, "unknown", {}, evidence="session_lost")
-
-    def _unauthenticated(self, event: events.Unauthenticated, batch: Batch, now: float) -> None:
-        event_type = "line_unknown" if event.reason == "unknown" else "line_unauthorized"
-        claimed = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in event.id[:64])
-        key = (event_type, claimed, event.address[0])
-        count = self._strangers.admit(key, now)
-        if count is None:
-            return
-        self._line_event(
-            batch,
-            event.line,
-            event_type,
-            _stranger_message(event, claimed),
-            claimed=claimed,
-            address=address_text(event.address),
-            count=count,
-        )
 
     def _seen(self, event: events.Seen, batch: Batch, _now: float) -> None:
         batch.repeats.append((event.key, event.line, batch.at))
@@ -211,9 +196,10 @@ class Ledger:
 
     def _sms_sending(self, event: events.SmsSending, batch: Batch, _now: float) -> None:
         row = self._store.sms(event.msg)
-        if row is not None:
-            changes = {"sendid": event.sendid, "telid": event.telid, "attempt": row.attempt + 1}
-            self._move(batch, row, "sending", changes)
+        assert row is not None, "an SMS in a session has a row"
+        changes = {"sendid": event.sendid, "telid": event.telid, "attempt": row.attempt + 1}
+        moved = self._move(batch, row, "sending", changes)
+        assert moved, f"a SEND must not leave without its journal entry, and this SMS is {row.state}"
 
     def _sms_sent(self, event: events.SmsSent, batch: Batch, _now: float) -> None:
         row = self._store.sms(event.msg)
@@ -295,11 +281,18 @@ class Ledger:
         if event.state is None or not (event.state == 0 or event.state >= 64):
             return  # 1-31: done, but nobody knows how; 32-63: the network is still trying
         if event.sms_no is not None:
+            settled = False
             for row in self._store.by_sms_no(event.line, event.sms_no, batch.at - REPORT_WINDOW_S):
                 if same_number(row.number, event.number):
-                    self._reported(batch, row, event.state)
-                    return
+                    if self._reported(batch, row, event.state):
+                        return
+                    settled = True
+            if settled and not self._is_sending(event.line, event.number):
+                return  # the report of another part, or a second one
         self._store.add_report(event.line, event.sms_no, event.state, event.number, batch.at)
+
+    def _is_sending(self, line: str, number: str) -> bool:
+        return any(row.line == line and same_number(row.number, number) for row in self._store.in_state("sending"))
 
     def _settle_held_reports(self, batch: Batch, row: SmsRow) -> None:
         assert row.sms_no is not None
@@ -308,51 +301,60 @@ class Ledger:
                 self._store.delete_report(n)
                 self._reported(batch, row, state)
 
-    def _reported(self, batch: Batch, row: SmsRow, state: int, sms_no: int | None = None) -> None:
+    def _reported(self, batch: Batch, row: SmsRow, state: int, sms_no: int | None = None) -> bool:
         changes = {} if sms_no is None else {"sms_no": sms_no}
-        if state == 0:
-            self._move(batch, row, "delivered", changes, evidence="report")
-            return
-        error = payloads.Error(code=state, text=f"TP-Status {state}", retryable=state >= 96, ambiguous=False)
-        self._move(batch, row, "undelivered", changes, error=error, evidence="report")
+        delivered = "delivered" if state == 0 else "undelivered"
+        return self._move(batch, row, delivered, changes, error=_report_error(state), evidence="report")
+
+    def line_removed(self, batch: Batch, line: str) -> None:
+        """A line is no longer configured: nobody will send what is queued for it."""
+        error = payloads.Error(
+            code=None, text="the line was removed from the configuration", retryable=False, ambiguous=False
+        )
+        for row in self._store.queued(line, -1):
+            self._move(batch, row, "failed", {}, error=error)
 
     # -- what only time decides
 
-    def due(self, at: float) -> bool:
+    def due(self, at: float, now: float) -> bool:
         """Whether `settle` has something to do: a look that writes nothing."""
         return bool(
-            self._store.expired(at)
-            or self._store.old_reports(at - REPORT_HOLD_S)
-            or self._orphans(at)
-            or self._doubtful(at)
+            self._expired(at) or self._store.old_reports(at - REPORT_HOLD_S) or self._orphans(now) or self._doubtful(at)
         )
 
-    def settle(self, batch: Batch) -> None:
+    def settle(self, batch: Batch, now: float) -> None:
         """Expire what waited too long, let go of reports that match nothing, resend what the caller wants resent."""
-        for row in self._store.expired(batch.at):
+        for row in self._expired(batch.at):
             self._move(batch, row, "expired", {})
         for n, line, sms_no, state, number in self._store.old_reports(batch.at - REPORT_HOLD_S):
             self._store.delete_report(n)
             self._let_go(batch, line, sms_no, state, number)
-        for row in self._orphans(batch.at):
+        for row in self._orphans(now):
             self._move(batch, row, "unknown", {}, evidence="restart")
         for row in self._doubtful(batch.at):
             reason = "outcome unknown; sent again, as at_least_once asks: it may arrive twice"
             error = payloads.Error(code=None, text=reason, retryable=True, ambiguous=True)
             self._move(batch, row, "queued", {}, error=error)
 
-    def _orphans(self, at: float) -> list[SmsRow]:
-        """SMS that were on their way when the program ended, and whose box has forgotten their session by now."""
-        long_ago = min(self._started, at - self.settings.timing.wait_s)
-        return self._store.in_state("sending", before=long_ago)
+    def _of_earlier_runs(self) -> list[SmsRow]:
+        """SMS that were on their way when the program ended."""
+        return [row for row in self._store.in_state("sending") if (row.sendid or 0) < self._first_sendid]
+
+    def _orphans(self, now: float) -> list[SmsRow]:
+        """Those whose box has forgotten their session by now."""
+        return self._of_earlier_runs() if now >= self._started + self.settings.timing.wait_s else []
+
+    def _expired(self, at: float) -> list[SmsRow]:
+        """Queued SMS whose time is over, but for those in an open session: it expires them itself, or sends them."""
+        return [row for row in self._store.expired(at) if row.n not in self._in_session(row.line)]
+
+    def _in_session(self, name: str) -> Container[int]:
+        line = self._server.line(name)
+        return line.session.pending if line is not None and line.session is not None else ()
 
     def _doubtful(self, at: float) -> list[SmsRow]:
         long_ago = at - self.settings.timing.evidence_s
-        return [
-            row
-            for row in self._store.in_state("unknown", before=long_ago)
-            if row.guarantee == "at_least_once" and row.attempt < MAX_ATTEMPTS
-        ]
+        return self._store.doubtful(long_ago, MAX_ATTEMPTS)
 
     def _let_go(self, batch: Batch, line: str, sms_no: int | None, state: int, number: str) -> None:
         unknown = [
@@ -363,9 +365,6 @@ class Ledger:
         if len(unknown) == 1:  # the only SMS it can belong to
             self._reported(batch, unknown[0], state, sms_no)
             return
-        error = None
-        if state != 0:
-            error = payloads.Error(code=state, text=f"TP-Status {state}", retryable=state >= 96, ambiguous=False)
         batch.fact(
             self._topics.line(line, "delivery"),
             payloads.Delivery,
@@ -375,7 +374,7 @@ class Ledger:
             job=None,
             to=number or None,
             sms_no=sms_no,
-            error=error,
+            error=_report_error(state),
             evidence="report",
         )
 
@@ -387,7 +386,6 @@ _HANDLERS: dict[type, Callable[[Ledger, Any, Batch, float], None]] = {
     events.LineChanged: Ledger._line_changed,
     events.LineReady: Ledger._line_ready,
     events.GatewayRebooted: Ledger._gateway_rebooted,
-    events.Unauthenticated: Ledger._unauthenticated,
     events.Seen: Ledger._seen,
     events.SmsReceived: Ledger._sms_received,
     events.SmsSending: Ledger._sms_sending,
@@ -415,19 +413,8 @@ def same_number(one: str, other: str) -> bool:
     return a[-7:] == b[-7:]
 
 
-def _stranger_message(event: events.Unauthenticated, claimed: str) -> str:
-    """What the operator should do; the id is quoted as YAML takes it."""
-    if event.reason == "unknown":
-        return (
-            f"A gateway registers with the id {claimed!r}, which is not configured. If it is yours, add it under "
-            f"lines: with its SMS client id and password."
-        )
-    if event.reason == "password":
-        return (
-            f"Wrong password for line {event.line}. Set the same SMS client password on the gateway's web page and in "
-            f"lines.{event.line}.password."
-        )
-    return (
-        f"Line {event.line} came from {event.address[0]}, which lines.{event.line}.allow_from does not list. If that "
-        f"is right, add the address there."
-    )
+def _report_error(state: int) -> payloads.Error | None:
+    """Why, for the TP-Status of a report (3GPP 23.040 §9.2.3.15); from 96 on the network gave up, but may not later."""
+    if state == 0:
+        return None
+    return payloads.Error(code=state, text=f"TP-Status {state}", retryable=state >= 96, ambiguous=False)

@@ -500,10 +500,13 @@ class _Connection:
         self._step(self._read)
 
     def _on_writable(self) -> None:
-        self._client.join_packets()
-        self._step(self._client.loop_write)
+        self._step(self._write)
         if self._fd >= 0 and self._client.want_write():
             self._loop.add_writer(self._fd, self._on_writable)
+
+    def _write(self) -> None:
+        self._client.join_packets()
+        self._client.loop_write()
 
     def _read(self) -> None:
         """Read until nothing comes: one call of loop_read may read only one packet."""

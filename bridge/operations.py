@@ -82,7 +82,7 @@ def data(path: str, answer: events.RequestAnswered) -> dict[str, Any]:
     if answer.fields is not None:
         return _info(answer.fields)
     if path in _INTEGERS:
-        return _minutes(answer.text)
+        return _number(answer.text)
     if path == "ussd/exit":
         return {"text": None, "exit": True}
     if path in ("call_forward/get", "call_waiting/get"):
@@ -96,7 +96,7 @@ def _value(text: str | None) -> str | None:
     return None if text is None or text.strip() in wire.UNSET else text.strip()
 
 
-def _minutes(text: str) -> dict[str, Any]:
+def _number(text: str) -> dict[str, Any]:
     number = wire.integer(text)
     return {"value": None, "unlimited": True} if number is not None and number < 0 else {"value": number}
 

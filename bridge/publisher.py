@@ -8,11 +8,12 @@ connection everything unacknowledged is sent again, with the same id.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
-from bridge.limits import LogLimiter
 from bridge.mqtt import MqttLink, Publication, UnsendableError
 from bridge.payloads import STATES, encode, stamped
 from bridge.store import OutboxRow, Store
+from bridge.topics import Topics
 
 IN_MEMORY = 2000
 "Messages of the outbox held in memory; the others stay in the store until their turn."
@@ -43,22 +44,22 @@ class Parked:
 
     item: Item
     retry_at: float
-    delay: float
 
 
 class Publisher:
     """Fills the link's window. `now` is monotonic, `clock` gives unix time."""
 
-    def __init__(self, store: Store, clock: Callable[[], float], birth: RetainedState) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float], topics: Topics) -> None:
         self.published = 0
         self.acked = 0
         self.refused = 0
-        self.waiting = store.outbox_size()[0]
-        "Messages in the outbox."
+        self.waiting, self._oldest = store.outbox_size()
+        "Messages in the outbox; and since when the first of the last run waits."
         self.link: MqttLink | None = None
         self._store = store
         self._clock = clock
-        self._birth = birth
+        self._base = f"{topics.base}/"
+        self._birth = RetainedState(topics.bridge("availability"), b"online", None, None)
         self._born = False
         self._facts: deque[OutboxRow] = deque()
         self._loaded = 0
@@ -71,7 +72,6 @@ class Publisher:
         self._delays: dict[int | str, float] = {}
         self._done: list[int] = []
         self._turn = 0
-        self._logs = LogLimiter()
 
     # -- what is to be published
 
@@ -130,7 +130,7 @@ class Publisher:
             item = self._in_flight.pop(token, None)
             if item is None:
                 continue
-            if code >= REFUSED:
+            if code >= REFUSED and not self._is_courtesy(item):
                 self._park(item, now)
                 notable.append((item, code))
                 continue
@@ -142,7 +142,8 @@ class Publisher:
                     notable.append((item, code))
                 continue
             self._delays.pop(item.topic, None)
-            if not item.body and self._states.get(item.topic) is item:
+            self._parked.pop(item.topic, None)  # an earlier value was refused
+            if not item.body and self._states.get(item.topic) is item and item.topic not in self._to_send:
                 del self._states[item.topic]
         return notable
 
@@ -154,9 +155,17 @@ class Publisher:
             item = self._parked.pop(key).item
             if isinstance(item, OutboxRow):
                 rows.append(item)
-            else:
+            elif item is self._birth:
+                self._born = False
+            elif item.topic in self._states:
                 self._to_send[item.topic] = None
-        self._facts.extendleft(sorted(rows, key=lambda row: -row.n))
+        if rows:
+            self._facts = deque(sorted([*rows, *self._facts], key=lambda row: row.n))
+
+    def say_goodbye(self) -> None:
+        """From now on the bridge is offline; said after everything else that is retained, as the birth message was."""
+        self._birth = RetainedState(self._birth.topic, b"offline", None, None)
+        self._born = False
 
     # -- towards the link
 
@@ -173,8 +182,11 @@ class Publisher:
             try:
                 token = link.publish(self._publication(item, wall))
             except UnsendableError:
-                self._park(item, now)
-                unsendable.append((item, PACKET_TOO_LARGE))
+                if self._is_courtesy(item):
+                    self._done.append(item.n)
+                else:
+                    self._park(item, now)
+                    unsendable.append((item, PACKET_TOO_LARGE))
                 continue
             if token is None:
                 self._put_back(item)
@@ -206,15 +218,15 @@ class Publisher:
         rows += [parked.item for parked in self._parked.values() if isinstance(parked.item, OutboxRow)]
         if self._facts:
             rows.append(self._facts[0])
-        return min((row.at for row in rows), default=None)
+        return min((row.at for row in rows), default=self._oldest if self._more else None)
 
     @property
     def idle(self) -> bool:
         """Nothing is in flight and nothing waits that could be sent now."""
-        return not self._in_flight and not self._to_send and not self._facts and not self._more
+        return self._born and not self._in_flight and not self._to_send and not self._facts and not self._more
 
     def _next(self) -> Item | None:
-        """States first until the birth message, then mostly facts: an alarm must not wait for 10,000 states."""
+        """States and then the birth message; after that mostly facts, as an alarm must not wait for 10,000 states."""
         self._turn += 1
         if self._to_send and (not self._born or self._turn % 4 == 0 or not self._has_facts()):
             topic = next(iter(self._to_send))
@@ -228,7 +240,7 @@ class Publisher:
         return self._facts.popleft() if self._has_facts() else None
 
     def _has_facts(self) -> bool:
-        if not self._facts and self._more:
+        if not self._facts and self._more and len(self._parked) < IN_MEMORY:
             page = self._store.outbox(self._loaded, IN_MEMORY)
             self._more = len(page) == IN_MEMORY
             self._facts.extend(page)
@@ -252,6 +264,12 @@ class Publisher:
                 body = stamped(item.body, wall)
                 return Publication(item.topic, body, retain=True, expiry_s=item.expiry_s, schema=item.schema)
 
+    def _is_courtesy(self, item: Item) -> TypeGuard[OutboxRow]:
+        """A result on a caller's Response Topic: it is on our own result topic as well, so it need not be kept."""
+        if not isinstance(item, OutboxRow) or item.schema != "result":
+            return False
+        return not (item.topic.startswith(self._base) and "/result/" in item.topic)
+
     def _put_back(self, item: Item) -> None:
         if isinstance(item, OutboxRow):
             self._facts.appendleft(item)
@@ -265,4 +283,4 @@ class Publisher:
         delay = min(self._delays.get(key, PARK_S[0] / 2) * 2, PARK_S[1])
         self._delays[key] = delay
         self.refused += 1
-        self._parked[key] = Parked(item, now + delay, delay)
+        self._parked[key] = Parked(item, now + delay)

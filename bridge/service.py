@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bridge import settings as configuration
-from bridge.app import Bridge
+from bridge.app import Bridge, PortUnusable
 from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.settings import BrokerUrl, ConfigError, Settings
 from bridge.store import Store, StoreError, StoreUnusable
@@ -68,7 +68,7 @@ async def serve(
                 settings = settings.model_copy(update={"mqtt": mqtt})
         assert address is not None
         bridge = Bridge(settings, store, reload)
-        loop.add_signal_handler(signal.SIGHUP, bridge.reload)
+        loop.add_signal_handler(signal.SIGHUP, bridge.reload_on_signal)
         if ready is not None:
             ready(bridge)
         await bridge.run(stop, address)
@@ -78,8 +78,8 @@ async def serve(
     except StoreError as error:
         log.error("cannot write %s: %s; free space on its disk, or make it writable", settings.store.path, error)
         return 1
-    except OSError as error:
-        log.error("cannot listen on udp %s: %s; check udp.listen and what else uses it", settings.udp.listen, error)
+    except PortUnusable as error:
+        log.error("%s; check udp.listen and what else uses it", error)
         return 1
     finally:
         if broker is not None:

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from bridge.goip.server import LineMemory
 
-TERMINAL = ("delivered", "undelivered", "failed", "expired", "cancelled")
-
 MIGRATIONS = (
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -363,6 +361,14 @@ class Store:
     def in_state(self, state: str, *, before: float = 1e18, since: float = 0) -> list[SmsRow]:
         """SMS that are `sending` or `unknown` and became so in a span of time."""
         return self._sms("state = ? AND changed >= ? AND changed <= ? ORDER BY n", state, since, before)
+
+    def doubtful(self, before: float, attempts: int) -> list[SmsRow]:
+        """SMS `unknown` since before then that are to arrive at least once, and were not submitted too often."""
+        return self._sms(
+            "state = 'unknown' AND changed <= ? AND guarantee = 'at_least_once' AND attempt < ? LIMIT 500",
+            before,
+            attempts,
+        )
 
     def by_sms_no(self, line: str, sms_no: int, since: float) -> list[SmsRow]:
         """SMS that a gateway gave this number, newest first."""

@@ -6,6 +6,8 @@ The only place that knows the layout below the base topic.
 from dataclasses import dataclass
 
 MAX_TOPIC_BYTES = 65_535
+MAX_LEVELS = 200
+"Mosquitto closes the connection of a client that publishes to more."
 _OUR_TOPICS = frozenset(
     (
         "availability", "state", "stats", "sms/in", "sms/last", "delivery", "call", "ussd", "event",
@@ -81,7 +83,7 @@ class Topics:
     @staticmethod
     def _is_taken(levels: list[str]) -> bool:
         """Below the base: a command, or a topic on which subscribers expect facts and states from us alone."""
-        if "cmd" in levels or levels[:1] == ["job"]:
+        if "cmd" in levels or levels[:1] == ["job"] or "result" in levels[1:3]:
             return True
         return "/".join(levels[1:]) in _OUR_TOPICS
 
@@ -96,7 +98,7 @@ def _is_topic_name(topic: str, max_bytes: int) -> bool:
         size = len(topic.encode())
     except UnicodeEncodeError:  # a lone surrogate
         return False
-    return 0 < size <= max_bytes and not any(map(_is_refused, topic))
+    return 0 < size <= max_bytes and topic.count("/") < MAX_LEVELS and not any(map(_is_refused, topic))
 
 
 def _is_refused(char: str) -> bool:

@@ -24,7 +24,7 @@ README, ARCHITECTURE, CONTRACT, CONTRIBUTING = (
 )
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "mosquitto/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-LATER = {model.path for model in intake._LATER}
+LATER = {model.path for model in intake._NOT_YET}
 "Commands of the contract that this version answers with `not_supported`."
 
 

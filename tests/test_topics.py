@@ -96,7 +96,6 @@ def test_what_is_parsed_was_subscribed_and_comes_back(topic):
     "topic",
     [
         "answers/1",
-        "goip/goip1/result/sms",
         "cmd/mine",  # not below our base
         "goip2/goip1/cmd/sms",
         "goip",
@@ -126,6 +125,9 @@ def test_permitted_response_topics(topic):
         "goip/goip1/sms/in",
         "goip/goip1/state",
         "goip/job/x",
+        "goip/goip1/result/sms",
+        "goip/pool/x/result/sms",
+        "reply" + "/" * 200,
         "homeassistant",
         "homeassistant/status",
         "$SYS/x",

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from bridge.goip import events, wire
 from bridge.goip.timing import Timing
 
+MAX_WAITS = 10
+"How many times `Timing.wait` an SMS may stay accepted and undecided."
+
 
 class Phase(enum.Enum):
     """What was sent, and what is awaited."""
@@ -90,7 +93,7 @@ class BulkSession:
         self._pending = list(recipients)
         self._safe = safe
         "Silence after WAIT may be broken by a query: the firmware never sends twice for one telid (§4.3)."
-        self._silent_since = now
+        self._silent_since = self._submitted_at = now
         self._telid = 0
         self._timing = timing
         self._events = events
@@ -119,7 +122,9 @@ class BulkSession:
             case Phase.SUBMITTED | Phase.WAITING, wire.SubmitWait(telid=telid) if telid == self._telid:
                 self.phase = Phase.WAITING
                 self._silent_since = now
-                self.deadline = now + (self._timing.resend if self._safe else self._timing.wait)
+                # A box may say WAIT for ever; the line must not wait with it.
+                end = self._submitted_at + MAX_WAITS * self._timing.wait
+                self.deadline = min(end, now + (self._timing.resend if self._safe else self._timing.wait))
             case _, wire.SubmitOk(telid=telid) | wire.SubmitError(telid=telid) if settle(
                 self.line, self.open, message, self._events
             ):
@@ -130,6 +135,11 @@ class BulkSession:
                 self._close()
             case _:
                 pass  # a duplicate, or a late answer of a phase that is over
+
+    @property
+    def pending(self) -> set[int]:
+        """The SMS whose turn is still to come."""
+        return {recipient.msg for recipient in self._pending}
 
     def handle_timer(self, now: float) -> None:
         """Act on the deadline, if it has passed."""
@@ -172,7 +182,7 @@ class BulkSession:
         recipient = self._pending.pop(0)
         self._telid += 1
         self.open[self._telid] = recipient
-        self._silent_since = now
+        self._submitted_at = self._silent_since = now
         # The event is committed before the datagram leaves: the journal (§4.3).
         self._events.append(events.SmsSending(self.line, recipient.msg, self.sendid, self._telid))
         self._transmit(wire.encode_send(self.sendid, self._telid, recipient.number), Phase.SUBMITTED, now)
@@ -181,7 +191,8 @@ class BulkSession:
 
     def _may_repeat_send(self, now: float) -> bool:
         if self._safe:  # a query: it also keeps the session alive
-            return now < self._silent_since + self._timing.wait
+            end = self._submitted_at + MAX_WAITS * self._timing.wait
+            return now < min(end, self._silent_since + self._timing.wait)
         few = self._transmissions < self._timing.session_transmissions
         return self.phase is Phase.SUBMITTED and few and self.open[self._telid].repeat
 
