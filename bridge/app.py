@@ -575,8 +575,7 @@ class Bridge:
     def _reserve_sendids(self, wall: float) -> None:
         """Part of the transaction: no sendid leaves that a restart could use again (docs/contract.md §5)."""
         server = self.server
-        if wall < MAX_SENDID - 2**24:  # else the clock is wrong: following it would use up all numbers
-            server.next_sendid = max(server.next_sendid, int(wall))
+        server.next_sendid = max(server.next_sendid, _smallest_sendid(wall))
         if server.next_sendid + SENDID_BLOCK // 2 >= self._sendids_reserved:
             self._sendids_reserved = min(server.next_sendid + SENDID_BLOCK, MAX_SENDID)
             self.store.put("sendids_reserved", self._sendids_reserved)
@@ -752,9 +751,14 @@ def _kept_instance(store: Store) -> str:
     return str(instance)
 
 
+def _smallest_sendid(wall: float) -> int:
+    """Unix time, but of a clock that is not wrong: following one that is would use up all numbers."""
+    return int(wall) if wall < MAX_SENDID - 2**24 else 1
+
+
 def _first_sendid(store: Store) -> int:
     """Never behind unix time and never one that was used before (docs/contract.md §5)."""
-    wall = int(time.time())
+    wall = _smallest_sendid(time.time())
     reserved = store.get("sendids_reserved")
     if reserved is None:
         return wall + 2**20 + random.randrange(2**16)

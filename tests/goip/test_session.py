@@ -139,6 +139,13 @@ def test_safe_session_that_is_lost_is_unknown(safe):
     assert safe.told() == [events.SmsUnknown("goip1", 1, "session_lost")]
 
 
+def test_waiting_is_not_for_ever(waiting):
+    for _ in range(20):
+        waiting.advance(60)
+        waiting.tell("WAIT 42 1")
+    assert waiting.told() == [events.SmsUnknown("goip1", 1, "silence")]
+
+
 # -- OPENING
 
 

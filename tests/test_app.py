@@ -1,0 +1,127 @@
+"""The choke point from inside: what real processes reach only by chance."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.app import HELD_DATAGRAMS, MAX_SENDID, Bridge
+from bridge.goip.server import LineMemory
+from bridge.mqtt import Incoming
+from bridge.settings import Settings
+from bridge.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "bridge.db")
+    yield opened
+    opened.close()
+
+
+def settings(lines: int) -> Settings:
+    return Settings(lines={f"l{n}": {"password": "p"} for n in range(lines)})
+
+
+def make(store: Store, lines: int = 1) -> Bridge:
+    return Bridge(settings(lines), store, lambda: settings(lines))
+
+
+def command(topic: str, payload: bytes, mid: int = 1) -> Incoming:
+    return Incoming(topic, payload, False, False, None, None, mid, 1)
+
+
+def results(store: Store) -> list[dict[str, object]]:
+    return [json.loads(row.body) for row in store.outbox(0, 1000) if row.schema == "result"]
+
+
+async def test_no_sendid_leaves_that_a_restart_could_use_again(store: Store) -> None:
+    lines = 1600
+    with store.transaction():
+        for n in range(lines):
+            store.save_line(f"l{n}", LineMemory(address=("127.0.0.1", 40000 + n), count=1, reboots=0))
+            store.add_sms(
+                msg=f"m{n}", cmd="c", line=f"l{n}", number="1", text="x", priority=5, guarantee="at_most_once",
+                created=time.time(), state="queued", changed=time.time(),
+            )  # fmt: skip
+    bridge = make(store, lines)
+    bridge.pump()
+    assert len(bridge.server.take_datagrams()) == lines
+    assert store.get("sendids_reserved") >= bridge.server.next_sendid
+
+
+async def test_sendids_go_on_where_the_last_run_ended_and_ignore_a_mad_clock(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(store)
+    first.pump()
+    reserved = store.get("sendids_reserved")
+    monkeypatch.setattr(time, "time", lambda: MAX_SENDID + 1e9)
+    second = make(store)
+    second.pump()
+    assert reserved <= second.server.next_sendid < reserved + 10_000
+
+
+async def test_a_command_that_makes_us_fail_is_answered_and_the_others_go_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = make(store)
+    take = bridge.intake.take
+
+    def fail(message: Incoming, batch: object) -> None:
+        if message.payload == b"poison":
+            raise ZeroDivisionError
+        take(message, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bridge.intake, "take", fail)
+    bridge.received(
+        [
+            command("goip/l0/cmd/sms", b'{"id":"a","to":"1","text":"x"}'),
+            command("goip/l0/cmd/sms", b"poison", 2),
+            command("goip/l0/cmd/sms", b'{"id":"b","to":"2","text":"x"}', 3),
+        ]
+    )
+    found = results(store)
+    assert sorted((str(result["code"]), result["id"] in ("a", "b")) for result in found) == [
+        ("internal", False),
+        ("ok", True),
+        ("ok", True),
+    ]
+    assert [row.number for row in store.queued("l0", 10)] == ["1", "2"]
+
+
+async def test_a_failed_commit_is_tried_again_with_nothing_lost_or_doubled(store: Store) -> None:
+    bridge = make(store)
+    bridge.pump()
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    text = "x" * 3000
+    bridge.datagrams_received([(b"req:1;id:l0;pass:p;signal:5;", ("127.0.0.1", 4000))])
+    first = [(f"RECEIVE:{n};id:l0;password:p;srcnum:1;msg:{text}".encode(), ("127.0.0.1", 4000)) for n in range(50)]
+    bridge.datagrams_received(first)
+    assert bridge._stalled
+    bridge.datagrams_received(first)  # the box repeats
+    strangers = [(b"req:1;id:x%d;pass:p;" % n, ("127.0.0.1", 5000)) for n in range(1000)]
+    bridge.datagrams_received(strangers)
+    bridge.datagrams_received([(b"RECEIVE:%d;" % n, ("127.0.0.1", 1)) for n in range(HELD_DATAGRAMS + 10)])
+    assert len(bridge._held) <= HELD_DATAGRAMS
+    assert len(bridge._events) < 300
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    bridge._try_again()
+    assert not bridge._stalled
+    received = [json.loads(row.body)["recvid"] for row in store.outbox(0, 1000) if row.schema == "sms_in"]
+    assert sorted(received) == list(range(50))
+
+
+async def test_sms_of_a_line_that_is_gone_are_failed_at_the_next_start(store: Store) -> None:
+    bridge = make(store, lines=2)
+    bridge.datagrams_received([(b"req:1;id:l1;pass:p;", ("127.0.0.1", 4000))])
+    bridge.received([command("goip/l1/cmd/sms", b'{"to":["1","2"],"text":"x"}')])
+    assert bridge.server.line("l1") is not None
+    after = make(store, lines=1)
+    after.pump()
+    told = [json.loads(row.body) for row in store.outbox(0, 1000) if row.schema == "delivery"]
+    assert [fact["event_type"] for fact in told] == ["queued", "queued", "failed", "failed"]
+    assert "removed" in told[-1]["error"]["text"]
