@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge import client as mqtt
-from bridge.app import Bridge
+from bridge.app import Bridge, PortUnusable
 from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.goip.events import Address
 from bridge.settings import Settings
@@ -321,8 +321,8 @@ class Demo:
                 await asyncio.wait([running])
             try:
                 running.result()
-            except OSError as error:
-                reason = f"cannot listen on udp {settings.udp.listen}: {error.strerror}; choose another --udp-port"
+            except PortUnusable as error:
+                reason = f"{error}; choose another --udp-port"
                 raise mqtt.ClientError(reason) from None
 
     def _bridge_broke(self, running: asyncio.Task[None]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication, UnsendableError
+from bridge.mqtt import WINDOW, Incoming, LinkConfig, MqttLink, Publication, UnsendableError
 from brokers import SERVER_NAME, Mosquitto, amqtt_broker, find_mosquitto, make_certificates
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -257,7 +257,7 @@ async def test_what_the_broker_cannot_take_is_refused_here(tmp_path: Path, links
         largest = Publication("goip/a/event", b"x" * (2000 - 12 - 9 - 22))
         assert await handler.reason_code(link.publish(largest)) == 16
         assert handler.calls.count("disconnected") == 0
-        assert link.room == 50
+        assert link.room == WINDOW
 
 
 async def test_nothing_is_published_before_the_connection(broker: Mosquitto, links: Links) -> None:
@@ -265,7 +265,7 @@ async def test_nothing_is_published_before_the_connection(broker: Mosquitto, lin
     assert (link.connected, link.room, link.version) == (False, 0, None)
     assert link.publish(WILL) is None
     await handler.until_connected()
-    assert (link.connected, link.room, link.version) == (True, 50, "5")
+    assert (link.connected, link.room, link.version) == (True, WINDOW, "5")
 
 
 # -- commands
@@ -416,7 +416,7 @@ async def test_it_connects_again_after_the_broker_was_killed(tmp_path: Path, lin
         assert fresh != token  # also when both are the first of their connection
         assert await handler.reason_code(fresh) in (0, 16)
         assert handler.sessions == [False, False]
-        assert link.room == 50
+        assert link.room == WINDOW
 
 
 @both_versions
@@ -428,11 +428,11 @@ async def test_what_was_in_flight_is_forgotten(links: Links, version: str) -> No
         link, handler = links.start(fake.port, version=version)
         await handler.until_connected()
         assert link.publish(WILL) is not None
-        assert link.room == 49
+        assert link.room == WINDOW - 1
         await fake.until(lambda: fake.publishes == 1)
         sever(link)
         await handler.until_connected(2)
-        assert link.room == 50
+        assert link.room == WINDOW
         assert link.publish(WILL) is not None
         await fake.until(lambda: fake.publishes == 2)  # had the old one been sent again, there would be three
         await links.cancel(link)
