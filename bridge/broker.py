@@ -52,6 +52,10 @@ class BrokerError(Exception):
     """The embedded broker can't be started; the text says why and what to do."""
 
 
+FOLDER = "goip-broker"
+"Beside the store: the broker's configuration and what it keeps."
+
+
 class EmbeddedBroker:
     """A broker of our own: mosquitto (MQTT 5) where it is installed, otherwise amqtt (MQTT 3.1.1)."""
 
@@ -65,7 +69,7 @@ class EmbeddedBroker:
         when it does not start.
         """
         binary = find_mosquitto()
-        self._backend = _Amqtt() if binary is None else _Mosquitto(binary, data_dir / "mosquitto")
+        self._backend = _Amqtt() if binary is None else _Mosquitto(binary, data_dir / FOLDER)
         try:
             url = f"mqtt://{LOOPBACK}:{await self._backend.start(port)}"
         except BaseException:

@@ -25,7 +25,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import ValidationError
 
 from bridge import settings as configuration
-from bridge.broker import DEFAULT_PORT, LOOPBACK
+from bridge.broker import DEFAULT_PORT, FOLDER, LOOPBACK
 from bridge.mqtt import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
 from bridge.settings import BrokerUrl, ConfigError, MqttSettings, Settings
 
@@ -249,7 +249,7 @@ def _elsewhere(mqtt: MqttSettings, url: str) -> MqttSettings:
 def _embedded_port(settings: Settings) -> int:
     """The bridge takes another port where 1883 is taken, and writes it down for its mosquitto."""
     try:
-        written = (settings.store.path.absolute().parent / "mosquitto" / "mosquitto.conf").read_text()
+        written = (settings.store.path.absolute().parent / FOLDER / "mosquitto.conf").read_text()
     except OSError:
         return DEFAULT_PORT
     found = re.search(r"^listener (\d+)", written, re.MULTILINE)

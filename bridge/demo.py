@@ -11,9 +11,11 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import random
 import re
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -505,7 +507,8 @@ class Demo:
             console.print(Text(f"MISSING{reason}: {', '.join(self._untold)}", style="bold red"))
             return 1
         console.print(Text("All of it happened: " + ", ".join(self._chapters) + ".", style="bold green"))
-        console.print(Text("Next: name your own lines in config.yaml, then goip-bridge run. goip-bridge doctor helps."))
+        program = "goip-bridge" if shutil.which("goip-bridge") else os.path.relpath(f"{sys.prefix}/bin/goip-bridge")
+        console.print(Text(f"Next: name your own lines in config.yaml, then {program} run. {program} doctor helps."))
         return 0
 
 

@@ -272,6 +272,8 @@ def bridge_config(broker: Broker | None, base: str, lines: dict[str, Any] | None
     }
     if broker is not None:
         config["mqtt"] = {"url": broker.url}
+        if broker.kind == "embedded":  # amqtt leaves a client that asks for MQTT 5 without an answer
+            config["mqtt"]["version"] = "3.1.1"
         if broker.passwords:
             config["mqtt"] |= {"username": "bridge", "password": broker.passwords["bridge"]}
     for section, value in more.items():

@@ -68,6 +68,7 @@ def test_a_line_the_bridge_does_not_know_and_one_never_heard(tmp_path):
         (tmp_path / "config.yaml").write_text(config)
         result = running.cli("doctor")
     assert result.returncode == 1
+    assert len(problems(result)) == 2, result.stdout
     unknown, silent = problems(result)
     assert unknown.startswith("line new: is configured, but the running bridge does not know it")
     assert silent.startswith("line goip2: never heard of. On the web page")
