@@ -365,10 +365,10 @@ class Bridge:
             self.store.count(line, day, counts)
         if done:
             self.store.delete_outbox(done)
-        self._reserve_sendids(batch.at)
+        self._reserve_sendids(batch)
         now = time.monotonic()
         if now - self._alive >= ALIVE_S:
-            self._alive = now
+            batch.alive = now
             self.store.put("alive", batch.at)
         if batch.outbox:
             first = self.store.add_outbox(batch.outbox)
@@ -377,6 +377,8 @@ class Bridge:
     def _take_effect(self, batch: Batch) -> None:
         """The batch is on disk."""
         batch.committed()
+        self._sendids_reserved = batch.sendids_reserved or self._sendids_reserved
+        self._alive = batch.alive or self._alive
         if batch.rows:
             self.publisher.add(batch.rows)
         self.answers.committed(batch)
@@ -501,8 +503,8 @@ class Bridge:
         self._held_back = []
         held, self._held, self._held_bytes = list(self._held), {}, 0
         self.datagrams_received(held)
-        self._rearm()
-        self._on_timer()
+        self.server.handle_timer(time.monotonic())
+        self.pump()
 
     # -- regular work
 
@@ -523,8 +525,9 @@ class Bridge:
                 self._save_some_lines()
             if self.publisher.done_count or self.ledger.due(wall, now):
                 self._commit([], lambda batch: self.ledger.settle(batch, now))
-        if not self._stalled and (ended := self.board.publish_jobs()):
-            self._commit([], lambda _batch: self.store.end_jobs(ended, wall))
+        ended = [] if self._stalled else self.board.publish_jobs()
+        if ended and not self._commit([], lambda _batch: self.store.end_jobs(ended, wall)):
+            self.board.jobs_changed(ended)
         self.board.publish_changed_lines()
         self.pump()
 
@@ -572,13 +575,13 @@ class Bridge:
             for job in forgotten:
                 self.publisher.remove(self.topics.job(job))
 
-    def _reserve_sendids(self, wall: float) -> None:
+    def _reserve_sendids(self, batch: Batch) -> None:
         """Part of the transaction: no sendid leaves that a restart could use again (docs/contract.md §5)."""
         server = self.server
-        server.next_sendid = max(server.next_sendid, _smallest_sendid(wall))
+        server.next_sendid = max(server.next_sendid, _smallest_sendid(batch.at))
         if server.next_sendid + SENDID_BLOCK // 2 >= self._sendids_reserved:
-            self._sendids_reserved = min(server.next_sendid + SENDID_BLOCK, MAX_SENDID)
-            self.store.put("sendids_reserved", self._sendids_reserved)
+            batch.sendids_reserved = min(server.next_sendid + SENDID_BLOCK, MAX_SENDID)
+            self.store.put("sendids_reserved", batch.sendids_reserved)
 
     def reload_on_signal(self) -> None:
         """SIGHUP: what `bridge/cmd/reload` does."""

@@ -51,6 +51,10 @@ class Batch:
     outbox: list[OutboxEntry] = field(default_factory=list)
     rows: list[OutboxRow] = field(default_factory=list)
     "The outbox entries with their numbers, once they are written."
+    sendids_reserved: int | None = None
+    "Sendids below this may be used, once the batch is on disk."
+    alive: float | None = None
+    "Monotonic time of the sign of life in it."
     repeats: list[tuple[bytes, str, float]] = field(default_factory=list)
     traffic: dict[str, dict[str, int]] = field(default_factory=dict)
     orders: list[Order] = field(default_factory=list)

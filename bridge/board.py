@@ -153,6 +153,10 @@ class Board:
         now = time.time()
         return [job for job in changed if self._publish_job(job, now)]
 
+    def jobs_changed(self, jobs: Iterable[str]) -> None:
+        """These jobs are to be published again."""
+        self._jobs.update(jobs)
+
     def remove_line(self, line: str) -> None:
         """A line is no longer configured: nothing retained shall speak of it."""
         for path in LINE_STATES:

@@ -52,6 +52,21 @@ async def test_no_sendid_leaves_that_a_restart_could_use_again(store: Store) -> 
     assert store.get("sendids_reserved") >= bridge.server.next_sendid
 
 
+async def test_sendids_are_reserved_only_when_that_is_on_disk(store: Store) -> None:
+    bridge = make(store)
+    bridge.pump()
+    on_disk = store.get("sendids_reserved")
+    bridge.server.next_sendid = on_disk + 1
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    bridge.received([command("goip/l0/cmd/sms", b'{"to":"1","text":"%b"}' % (b"x" * 3000), n) for n in range(1, 60)])
+    assert bridge._stalled
+    assert bridge._sendids_reserved == store.get("sendids_reserved") == on_disk
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    bridge._try_again()
+    assert bridge._sendids_reserved == store.get("sendids_reserved") > bridge.server.next_sendid
+
+
 async def test_sendids_go_on_where_the_last_run_ended_and_ignore_a_mad_clock(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
