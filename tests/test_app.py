@@ -59,7 +59,10 @@ async def test_sendids_are_reserved_only_when_that_is_on_disk(store: Store) -> N
     bridge.server.next_sendid = on_disk + 1
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")
-    bridge.received([command("goip/l0/cmd/sms", b'{"to":"1","text":"%b"}' % (b"x" * 3000), n) for n in range(1, 60)])
+    text = "x" * 3000  # the outbox is written last, and is what does not fit
+    bridge.datagrams_received(
+        [(f"RECEIVE:{n};id:l0;password:p;srcnum:1;msg:{text}".encode(), ("127.0.0.1", 4000)) for n in range(50)]
+    )
     assert bridge._stalled
     assert bridge._sendids_reserved == store.get("sendids_reserved") == on_disk
     store._db.execute("PRAGMA max_page_count = 1000000")
