@@ -11,7 +11,6 @@ import math
 import random
 import secrets
 import sqlite3
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from typing import Any
 from bridge import commands, payloads
 from bridge.batch import Batch, Order, Run
 from bridge.board import Board
+from bridge.clock import Clock
 from bridge.commands import Code
 from bridge.goip import events
 from bridge.goip.events import Address
-from bridge.goip.line import Line
+from bridge.goip.line import Line, Submitted
 from bridge.goip.server import LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
@@ -33,7 +33,7 @@ from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
 from bridge.settings import BrokerUrl, Settings
-from bridge.store import OutboxRow, Store, StoreError
+from bridge.store import OutboxRow, SmsRow, Store, StoreError
 from bridge.strangers import Strangers
 from bridge.topics import Topics
 from bridge.udp import UdpSocket
@@ -62,17 +62,23 @@ SHUTDOWN_S = 5.0
 class Bridge:
     """One instance of the bridge. Implements `bridge.mqtt.Handler`."""
 
-    def __init__(self, settings: Settings, store: Store, reload: Callable[[], Settings]) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, reload: Callable[[], Settings], clock: Clock | None = None
+    ) -> None:
+        self.clock = clock or Clock()
         self.settings = settings
         self.store = store
-        self.run_info = Run(time.time())
+        self.run_info = Run(self.clock.time())
         self.topics = Topics(settings.base_topic)
         self.instance = settings.instance or _kept_instance(store)
         self._reload_settings = reload
-        now = time.monotonic()
-        self.server = SmsServer(_line_configs(settings), _timing(settings), next_sendid=_first_sendid(store), now=now)
-        self.publisher = Publisher(store, time.time, self.topics)
-        self.board = Board(self.run_info, self.instance, settings, store, self.server, self.topics, self.publisher)
+        now = self.clock.monotonic()
+        first = _first_sendid(store, self.clock)
+        self.server = SmsServer(_line_configs(settings), _timing(settings), next_sendid=first, now=now)
+        self.publisher = Publisher(store, self.clock.time, self.topics)
+        self.board = Board(
+            self.run_info, self.instance, settings, store, self.server, self.topics, self.publisher, self.clock
+        )
         self.answers = Answers(store, self.topics)
         self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
@@ -88,6 +94,8 @@ class Bridge:
         self._held_bytes = 0
         self._held_back: list[tuple[bytes, Address]] = []
         self._stalled = False
+        self._fenced = False
+        "Another bridge may be at work in our place: nothing new is sent."
         self._stopping = False
         self._handed_over: asyncio.Event | None = None
         "While stopping: set when the broker has everything it can have."
@@ -116,16 +124,13 @@ class Bridge:
         """Serve until `stop` is set. Raises PortUnusable, and whatever is a bug."""
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
-        listen = self.settings.udp
-        try:
-            self.udp = UdpSocket(listen.host, listen.port, self._guarded(self.datagrams_received))
-        except OSError as error:
-            raise PortUnusable(f"cannot listen on udp {listen.listen}: {error.strerror}") from None
+        self.udp = self._open_udp()
+        self._go_on()
         self.udp.start()
         log.info(
             "listening for gateways on udp %s:%d, %d lines configured", *self.udp.address, len(self.settings.lines)
         )
-        self.link = self.publisher.link = MqttLink(_link_config(self, broker), self)
+        self.link = self.publisher.link = self._open_link(broker)
         tasks = {
             asyncio.create_task(self.link.run(), name="mqtt"),
             asyncio.create_task(self._every(1.0, self._second), name="second"),
@@ -146,6 +151,16 @@ class Bridge:
             await asyncio.gather(*tasks, return_exceptions=True)
             self.udp.close()
 
+    def _open_udp(self) -> UdpSocket:
+        listen = self.settings.udp
+        try:
+            return UdpSocket(listen.host, listen.port, self._guarded(self.datagrams_received))
+        except OSError as error:
+            raise PortUnusable(f"cannot listen on udp {listen.listen}: {error.strerror}") from None
+
+    def _open_link(self, broker: BrokerUrl) -> MqttLink:
+        return MqttLink(_link_config(self, broker), self)
+
     async def _shut_down(self) -> None:
         """Take nothing more, hand over what is ready, say goodbye."""
         assert self.link is not None
@@ -155,7 +170,7 @@ class Bridge:
             self._timer.cancel()
         self._save_lines(self.server.lines)
         self.publisher.say_goodbye()
-        self.publisher.drain(time.monotonic())
+        self.publisher.drain(self.clock.monotonic())
         if self.link.connected and not self.publisher.idle:
             self._handed_over = asyncio.Event()
             with contextlib.suppress(TimeoutError):
@@ -178,18 +193,25 @@ class Bridge:
 
     def _restore(self, now: float) -> None:
         """Go on where the last run ended."""
-        wall = time.time()
+        wall = self.clock.time()
         for name, memory in list(self.store.lines()):
             if name in self.settings.lines:
                 self.server.restore_line(name, memory)
             else:
                 self._removed.append(name)
                 self.board.remove_line(name)
+        for name, proof in self.store.proofs():
+            self.server.restore_proof(name, proof)
         timing = self.server.timing
         for key, line, at in self.store.repeats(wall - timing.repeats):
             self.server.restore_repeat(line, key, now - max(0.0, wall - at))
         batch = Batch(self.run_info, wall)
+        self._alive_before = self.store.get("alive") or 0.0
+        if self.store.restored:
+            self.server.hold(now + self.settings.timing.restored_hold_s)
         with self.store.transaction():
+            if self.store.restored:
+                self.ledger.doubt_all(batch)
             self._tell_gap(batch)
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
@@ -197,11 +219,22 @@ class Bridge:
             self._write(batch, [])
         self._take_effect(batch)
         for row in [*self.store.in_state("sending"), *self.store.in_state("unknown", since=wall - timing.evidence)]:
-            if row.sendid is not None and row.telid is not None:
-                late = {row.telid: Recipient(row.n, row.number)}
-                self.server.restore_session(row.line, row.sendid, late, now)
-        for name in self.store.queued_lines():
-            self._feed(name)
+            if submitted := self._submitted(row, now, wall):
+                self.server.restore_session(row.line, submitted, now)
+
+    def _submitted(self, row: SmsRow, now: float, wall: float) -> Submitted | None:
+        if row.sendid is None or row.telid is None:
+            return None
+        since = now - max(0.0, wall - max(row.changed, self._alive_before))
+        return Submitted(row.sendid, row.telid, Recipient(row.n, row.number), since)
+
+    def _go_on(self) -> None:
+        """Once everything that waited in the socket was read: ask what became of the SMS that were under way."""
+        now, wall = self.clock.monotonic(), self.clock.time()
+        for row in self.store.in_state("sending"):
+            if submitted := self._submitted(row, now, wall):
+                self.server.resume_session(row.line, submitted, now)
+        self._feed_all()
 
     def _tell_gap(self, batch: Batch) -> None:
         """Say when nobody listened: what gateways offered in that time may be lost."""
@@ -225,7 +258,7 @@ class Bridge:
         if self._stalled:
             self._stalled_datagrams(batch)
             return
-        now = time.monotonic()
+        now = self.clock.monotonic()
         receive = self.server.receive_datagram
         for data, address in batch:
             dropped = receive(data, address, now)
@@ -244,7 +277,7 @@ class Bridge:
 
     def published(self, acks: list[tuple[int, int]]) -> None:
         """Take PUBACKs."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         self._tell_refused(self.publisher.acknowledged(acks, now), now)
         self._drain(now)
         if self._handed_over is not None and self.publisher.idle:
@@ -256,7 +289,11 @@ class Bridge:
         self._mqtt = payloads.MqttInfo(version=version, session_present=session_present)
         self.publisher.connected()
         self._publish_bridge()
-        self._drain(time.monotonic())
+        if self._fenced:
+            self._fenced = False
+            self._feed_all()
+            self.pump()
+        self._drain(self.clock.monotonic())
 
     def disconnected(self, reason: str) -> None:
         """The broker is gone."""
@@ -266,7 +303,8 @@ class Bridge:
             self._handed_over.set()
 
     def takeover(self) -> None:
-        """Another client has our client id."""
+        """Another client has our client id: it may be another bridge, that sends what we would send."""
+        self._fenced = True
         self._notices.append(
             {
                 "event_type": "takeover",
@@ -291,7 +329,7 @@ class Bridge:
             self._take_events()
         self._send()
         self._rearm()
-        self._drain(time.monotonic())
+        self._drain(self.clock.monotonic())
 
     def _has_work(self) -> bool:
         """Something is to be written before anything may leave; sendids as well (`_reserve_sendids`)."""
@@ -300,7 +338,7 @@ class Bridge:
 
     def _take_events(self) -> None:
         """What happened in the core; of those who are not let in only a few are told."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         for event in self.server.take_events():
             if not isinstance(event, events.Unauthenticated):
                 self._events.append(event)
@@ -309,11 +347,11 @@ class Bridge:
 
     def _commit(self, happened: list[events.Event], also: Callable[[Batch], None] | None) -> bool:
         """One transaction for all that happened; false when the store can't be written, and everything is kept."""
-        batch = Batch(self.run_info, time.time())
+        batch = Batch(self.run_info, self.clock.time())
         done = self.publisher.take_done()
         try:
             with self.store.transaction():
-                self.ledger.record(happened, batch, time.monotonic())
+                self.ledger.record(happened, batch, self.clock.monotonic())
                 for message in self._inbox:
                     self._take(message, batch)
                 for message in self._poison:
@@ -366,10 +404,11 @@ class Bridge:
         if done:
             self.store.delete_outbox(done)
         self._reserve_sendids(batch)
-        now = time.monotonic()
+        now = self.clock.monotonic()
         if now - self._alive >= ALIVE_S:
             batch.alive = now
             self.store.put("alive", batch.at)
+            self.store.advance_epoch()
         if batch.outbox:
             first = self.store.add_outbox(batch.outbox)
             batch.rows = [OutboxRow(first + i, *entry) for i, entry in enumerate(batch.outbox)]
@@ -378,7 +417,9 @@ class Bridge:
         """The batch is on disk."""
         batch.committed()
         self._sendids_reserved = batch.sendids_reserved or self._sendids_reserved
-        self._alive = batch.alive or self._alive
+        if batch.alive is not None:
+            self._alive = batch.alive
+            self.store.witness_epoch()
         if batch.rows:
             self.publisher.add(batch.rows)
         self.answers.committed(batch)
@@ -394,11 +435,11 @@ class Bridge:
         # A reload comes last: it may take away the line that another order is for.
         for order in sorted(batch.orders, key=lambda order: isinstance(order.command, commands.BridgeReload)):
             self._carry_out(order)
-        for line in batch.feed:
-            self._feed(line)
+        for name in sorted(batch.feed):
+            self._feed(name)
 
     def _carry_out(self, order: Order) -> None:
-        now = time.monotonic()
+        now = self.clock.monotonic()
         match order.command:
             case commands.Ussd(code=code, timeout_s=timeout) as ussd:
                 wait = timeout if "timeout_s" in ussd.model_fields_set else self.settings.timing.ussd_s
@@ -408,15 +449,19 @@ class Bridge:
             case command:
                 self.server.request(order.target, order.n, operation(command), now)
 
+    def _feed_all(self) -> None:
+        for name in self.store.queued_lines():
+            self._feed(name)
+
     def _feed(self, name: str) -> None:
         """Give a line that is free the next SMS: those with the same text make one session."""
         line = self.server.line(name)
-        if line is None or not line.ready or self._stopping:
+        if line is None or not line.ready or self._stopping or self._fenced:
             return
         rows = self.store.queued(name, SESSION_RECIPIENTS)
         if not rows:
             return
-        now, wall = time.monotonic(), time.time()
+        now, wall = self.clock.monotonic(), self.clock.time()
         recipients = []
         for row in rows:
             if (row.text, row.priority) != (rows[0].text, rows[0].priority):
@@ -453,7 +498,7 @@ class Bridge:
     def _on_timer(self) -> None:
         self._timer = None
         if not self._stalled:
-            self.server.handle_timer(time.monotonic())
+            self.server.handle_timer(self.clock.monotonic())
             self.pump()
 
     # -- a store that can't be written
@@ -473,7 +518,7 @@ class Bridge:
 
     def _stalled_datagrams(self, batch: list[tuple[bytes, Address]]) -> None:
         """Keepalives are answered, so that the gateways stay; everything else is kept, unanswered."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         self._held_back.extend(self.server.take_datagrams())  # they wait for the commit
         for data, address in batch:
             if data.startswith(b"req:"):
@@ -503,7 +548,7 @@ class Bridge:
         self._held_back = []
         held, self._held, self._held_bytes = list(self._held), {}, 0
         self.datagrams_received(held)
-        self.server.handle_timer(time.monotonic())
+        self.server.handle_timer(self.clock.monotonic())
         self.pump()
 
     # -- regular work
@@ -518,7 +563,7 @@ class Bridge:
             due = max(due + period, loop.time())
 
     def _second(self) -> None:
-        now, wall = time.monotonic(), time.time()
+        now, wall = self.clock.monotonic(), self.clock.time()
         self.publisher.retry_parked(now)
         if not self._stalled:
             if now - self._alive >= ALIVE_S:
@@ -563,7 +608,7 @@ class Bridge:
             self._commit([], save)
 
     def _prune(self) -> None:
-        wall = time.time()
+        wall = self.clock.time()
 
         forgotten: list[str] = []
 
@@ -605,14 +650,13 @@ class Bridge:
         self.settings = settings.model_copy(update=kept)
         self.ledger.settings = self.intake.settings = self.board.settings = self.settings
         self.server.timing = _timing(self.settings)
-        self.server.configure(_line_configs(self.settings), time.monotonic())
+        self.server.configure(_line_configs(self.settings), self.clock.monotonic())
         for line in gone:
             self.board.remove_line(line)
         self._removed.extend(gone)
         self.publisher.retry_parked()
         self._publish_bridge()
-        for name in self.store.queued_lines():
-            self._feed(name)
+        self._feed_all()
         log.info("configuration reloaded: %d lines", len(self.settings.lines))
         later = f" These take effect after a restart: {', '.join(fixed)}." if fixed else ""
         return "ok", f"Reloaded: {len(self.settings.lines)} lines.{later}"
@@ -627,7 +671,7 @@ class Bridge:
     def _publish_states(self) -> None:
         self._states_timer = None
         self.board.publish_states()
-        self._drain(time.monotonic())
+        self._drain(self.clock.monotonic())
 
     def _publish_bridge(self) -> None:
         """The bridge's own retained topics."""
@@ -712,7 +756,7 @@ def _line_configs(settings: Settings) -> list[LineConfig]:
             goip_id=line.goip_id or name,
             password=line.password.get_secret_value(),
             allow_from=tuple(line.allow_from),
-            repeat_safe=line.repeat_safety == "safe",
+            repeat_safe={"safe": True, "unsafe": False, "auto": None}[line.repeat_safety],
         )
         for name, line in settings.lines.items()
     ]
@@ -759,12 +803,12 @@ def _smallest_sendid(wall: float) -> int:
     return int(wall) if wall < MAX_SENDID - 2**24 else 1
 
 
-def _first_sendid(store: Store) -> int:
+def _first_sendid(store: Store, clock: Clock) -> int:
     """Never behind unix time and never one that was used before (docs/contract.md §5)."""
-    wall = _smallest_sendid(time.time())
+    wall = _smallest_sendid(clock.time())
     reserved = store.get("sendids_reserved")
-    if reserved is None:
-        return wall + 2**20 + random.randrange(2**16)
+    if reserved is None or store.restored:  # far beyond what may have been used meanwhile
+        return max(int(reserved or 0), wall) + 2**20 + random.randrange(2**16)
     return max(int(reserved), wall)
 
 

@@ -6,12 +6,12 @@ new. Nothing here is durable: after a restart it is all made anew.
 
 import dataclasses
 import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from bridge import __version__, payloads, states
 from bridge.batch import Batch, Run
+from bridge.clock import Clock
 from bridge.goip.line import Line
 from bridge.goip.server import SmsServer
 from bridge.numbers import mask
@@ -42,6 +42,7 @@ class Board:
         server: SmsServer,
         topics: Topics,
         publisher: Publisher,
+        clock: Clock,
     ) -> None:
         self.settings = settings
         self._run = run
@@ -50,7 +51,8 @@ class Board:
         self._server = server
         self._topics = topics
         self._publisher = publisher
-        self._traffic = Traffic(store)
+        self._clock = clock
+        self._traffic = Traffic(store, clock)
         self._changed: set[str] = set()
         self._published: dict[str, tuple[payloads.LineState, float]] = {}
         "By line: what its state meant when it was published last, and when."
@@ -79,16 +81,16 @@ class Board:
     def publish_states(self) -> None:
         """The states of the lines that changed."""
         changed, self._changed = self._changed, set()
-        now = time.monotonic()
-        offset = time.time() - now
-        for name in changed:
+        now = self._clock.monotonic()
+        offset = self._clock.time() - now
+        for name in sorted(changed):
             line = self._server.line(name)
             if line is not None:
                 self._publish_state(line, now, offset)
 
     def publish_last_seen(self) -> None:
         """The states of lines of which nothing changed for long but that they were heard."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         for line in self._server.lines:
             known = self._published.get(line.name)
             if line.online and (known is None or now - known[1] >= LAST_SEEN_S):
@@ -112,12 +114,12 @@ class Board:
     def publish_lines(self) -> None:
         """The list of all lines."""
         self._lines_stale = False
-        self._lines_due = time.monotonic() + len(self.settings.lines) / LINES_PER_SECOND
+        self._lines_due = self._clock.monotonic() + len(self.settings.lines) / LINES_PER_SECOND
         self._publisher.set_payload(self._topics.bridge("lines"), payloads.BridgeLines(lines=self.summaries()))
 
     def publish_changed_lines(self) -> None:
         """The list of all lines, if it changed and is not published too often."""
-        if self._lines_stale and time.monotonic() >= self._lines_due:
+        if self._lines_stale and self._clock.monotonic() >= self._lines_due:
             self.publish_lines()
 
     def publish_health(self, udp: payloads.UdpHealth, mqtt: payloads.MqttHealth, lag: float) -> None:
@@ -125,13 +127,14 @@ class Board:
         oldest = self._publisher.oldest
         counts = self._store.queue_counts().values()
         health = payloads.BridgeHealth(
-            uptime_s=int(time.time() - self._run.started),
+            uptime_s=int(self._clock.time() - self._run.started),
             rss_mb=_rss_mb(),
             loop_lag_ms=round(lag * 1000, 1),
             udp=udp,
             mqtt=mqtt,
             outbox=payloads.OutboxHealth(
-                count=self._publisher.waiting, oldest_s=None if oldest is None else round(time.time() - oldest, 1)
+                count=self._publisher.waiting,
+                oldest_s=None if oldest is None else round(self._clock.time() - oldest, 1),
             ),
             queue=payloads.QueueCounts(
                 queued=sum(queued for queued, _ in counts), active=sum(active for _, active in counts)
@@ -150,7 +153,7 @@ class Board:
     def publish_jobs(self) -> list[str]:
         """The jobs that changed; returns those that ended just now."""
         changed, self._jobs = self._jobs, set()
-        now = time.time()
+        now = self._clock.time()
         return [job for job in changed if self._publish_job(job, now)]
 
     def jobs_changed(self, jobs: Iterable[str]) -> None:
@@ -216,8 +219,9 @@ class Board:
 class Traffic:
     """Counted SMS by line, in memory; the store has the same numbers."""
 
-    def __init__(self, store: Store) -> None:
-        self._day = payloads.timestamp(time.time())[:10]
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._clock = clock
+        self._day = payloads.timestamp(clock.time())[:10]
         self._total = store.traffic()
         self._today = store.traffic(self._day)
         self._told: dict[str, tuple[int, ...]] = {}
@@ -235,7 +239,7 @@ class Traffic:
     def stats(self, store: Store, lines: Iterable[str]) -> list[tuple[str, payloads.LineStats]]:
         """The numbers of the lines whose numbers are new."""
         queues = store.queue_counts()
-        today = self._today if self._day == payloads.timestamp(time.time())[:10] else {}
+        today = self._today if self._day == payloads.timestamp(self._clock.time())[:10] else {}
         found = []
         for line in lines:
             queued, active = queues.get(line, (0, 0))

@@ -5,6 +5,7 @@
 
 import logging
 import re
+from collections import deque
 from collections.abc import Callable, Container, Iterable
 from typing import Any
 
@@ -12,8 +13,10 @@ from bridge import numbers, payloads
 from bridge.batch import Batch
 from bridge.goip import events, wire
 from bridge.goip.events import Address
+from bridge.goip.line import Proof
 from bridge.goip.server import LineMemory, SmsServer
 from bridge.intake import Answers
+from bridge.segments import segment
 from bridge.settings import Settings
 from bridge.store import SmsRow, Store
 from bridge.topics import Topics
@@ -23,11 +26,16 @@ REPORT_HOLD_S = 10.0
 REPORT_WINDOW_S = 8 * 3600.0
 "A gateway's sms_no is small and comes again: older SMS are not matched (docs/protocol.md §4.6)."
 
+ODOMETER_DELAY_S = 65.0
+"After two more keepalives a reboot, after which sms_no may begin again, would have been noticed (§3)."
+ODOMETER_WRAPS = 256
+"A sms_no that is the TP-Message-Reference counts to 255 (3GPP 23.040 §9.2.3.6)."
+
 MAX_ATTEMPTS = 5
 "Submissions of an SMS that is to be sent again while its outcome is unknown."
 
 _FOLLOWS: dict[str, frozenset[str]] = {
-    "queued": frozenset(("sending", "failed", "expired", "cancelled", "queued")),
+    "queued": frozenset(("sending", "failed", "expired", "cancelled", "queued", "unknown")),
     "sending": frozenset(("sent", "failed", "unknown", "queued")),
     "sent": frozenset(("delivered", "undelivered")),
     "unknown": frozenset(("sent", "delivered", "undelivered", "failed", "queued")),
@@ -69,6 +77,8 @@ class Ledger:
         self._first_sendid = server.next_sendid
         "SMS with smaller sendids were submitted by an earlier run: they have no session here."
         self._started = now
+        self._odometer_due: deque[tuple[float, SmsRow]] = deque()
+        "SMS that were sent after a doubtful one, and when their sms_nos can be compared."
 
     def record(self, happened: Iterable[events.Event], batch: Batch, now: float) -> None:
         """Write down a batch of events. `now` is monotonic."""
@@ -116,6 +126,15 @@ class Ledger:
         for row in self._of_earlier_runs():
             if row.line == event.line:
                 self._move(batch, row, "unknown", {}, evidence="session_lost")
+
+    def _repeat_unsafe(self, event: events.RepeatUnsafe, batch: Batch, _now: float) -> None:
+        self._store.save_proof(event.line, Proof(safe=False, identity=event.identity), batch.at)
+        message = (
+            "The gateway sent one SMS twice when SEND was repeated. From now on nothing is repeated on this line where "
+            "that can be helped; set repeat_safety: unsafe for lines of the same firmware."
+        )
+        log.warning("line %s: %s", event.line, message)
+        self._line_event(batch, event.line, "repeat_unsafe", message)
 
     def _seen(self, event: events.Seen, batch: Batch, _now: float) -> None:
         batch.repeats.append((event.key, event.line, batch.at))
@@ -197,16 +216,25 @@ class Ledger:
     def _sms_sending(self, event: events.SmsSending, batch: Batch, _now: float) -> None:
         row = self._store.sms(event.msg)
         assert row is not None, "an SMS in a session has a row"
-        changes = {"sendid": event.sendid, "telid": event.telid, "attempt": row.attempt + 1}
+        line = self._server.line(event.line)
+        changes = {
+            "sendid": event.sendid,
+            "telid": event.telid,
+            "attempt": row.attempt + 1,
+            "reboots": line.reboots if line is not None else None,
+        }
         moved = self._move(batch, row, "sending", changes)
         assert moved, f"a SEND must not leave without its journal entry, and this SMS is {row.state}"
 
-    def _sms_sent(self, event: events.SmsSent, batch: Batch, _now: float) -> None:
+    def _sms_sent(self, event: events.SmsSent, batch: Batch, now: float) -> None:
         row = self._store.sms(event.msg)
         if row is None or not self._move(batch, row, "sent", {"sms_no": event.sms_no}, evidence="ok"):
             return
         if event.sms_no is not None:
-            self._settle_held_reports(batch, row._replace(state="sent", sms_no=event.sms_no))
+            sent = row._replace(state="sent", sms_no=event.sms_no)
+            self._settle_held_reports(batch, sent)
+            if self._counts_densely(row.line) and self._unknown(row.line, batch.at):
+                self._odometer_due.append((now + ODOMETER_DELAY_S, sent))
 
     def _sms_failed(self, event: events.SmsFailed, batch: Batch, _now: float) -> None:
         ambiguous = event.submitted and (event.code is None or event.code in AMBIGUOUS)
@@ -314,12 +342,80 @@ class Ledger:
         for row in self._store.queued(line, -1):
             self._move(batch, row, "failed", {}, error=error)
 
+    # -- a restored store
+
+    def doubt_all(self, batch: Batch) -> None:
+        """The store was put back: what it says is to be sent may have been sent since it was saved."""
+        rows = [*self._store.in_state("queued"), *self._store.in_state("sending")]
+        for row in rows:
+            self._move(batch, row, "unknown", {}, evidence="restored")
+        log.error(
+            "%s was restored, or its -epoch file is missing: the %d SMS waiting in it may have been sent since it was "
+            "saved, so they are unknown and not sent again. No SMS leaves for %.0f s.",
+            self._store.path,
+            len(rows),
+            self.settings.timing.restored_hold_s,
+        )
+        batch.fact(
+            self._topics.bridge("event"),
+            payloads.BridgeEvent,
+            event_type="store_restored",
+            message="The store is not the newest one: it was restored from a backup, or came from elsewhere. "
+            f"{len(rows)} SMS that waited in it may have been sent since; they are unknown and were not sent again.",
+        )
+
+    # -- the odometer: what the sms_nos before and after a doubtful SMS say of it (docs/reliability.md)
+
+    def _counts_densely(self, name: str) -> bool:
+        line = self._server.line(name)
+        return line is not None and line.known is not None and line.known.dense
+
+    def _unknown(self, line: str, at: float) -> list[SmsRow]:
+        return [row for row in self._store.in_state("unknown", since=at - REPORT_WINDOW_S) if row.line == line]
+
+    def _read_odometer(self, batch: Batch, after: SmsRow) -> None:
+        """Settle the doubtful SMS just before this one: each SMS of the line takes the next sms_no."""
+        line = self._server.line(after.line)
+        if line is None or not line.online or not self._counts_densely(after.line):
+            return
+        doubtful: list[SmsRow] = []
+        before: SmsRow | None = None
+        for row in reversed(self._store.submitted(after.line, batch.at - REPORT_WINDOW_S)):
+            if (row.sendid, row.telid) >= (after.sendid, after.telid):
+                continue
+            if row.state != "unknown":
+                before = row
+                break
+            doubtful.append(row)
+        if before is None or before.sms_no is None or after.sms_no is None or not doubtful:
+            return
+        rows = (before, *doubtful, after)
+        if any(row.reboots != line.reboots or row.attempt > 1 or segment(row.text).parts > 1 for row in rows):
+            return  # another submission, or another count, may be between them
+        went = (after.sms_no - before.sms_no) % ODOMETER_WRAPS - 1
+        if went == len(doubtful):
+            for row in doubtful:
+                self._move(batch, row, "sent", {}, evidence="odometer")
+        elif went == 0:
+            for row in doubtful:
+                self._not_sent(batch, row)
+
+    def _not_sent(self, batch: Batch, row: SmsRow) -> None:
+        again = row.guarantee != "at_most_once"
+        text = "the gateway's count of sent SMS shows that it was not sent" + ("; sent again" if again else "")
+        error = payloads.Error(code=None, text=text, retryable=True, ambiguous=False)
+        self._move(batch, row, "queued" if again else "failed", {}, error=error, evidence="odometer")
+
     # -- what only time decides
 
     def due(self, at: float, now: float) -> bool:
         """Whether `settle` has something to do: a look that writes nothing."""
         return bool(
-            self._expired(at) or self._store.old_reports(at - REPORT_HOLD_S) or self._orphans(now) or self._doubtful(at)
+            self._expired(at)
+            or self._store.old_reports(at - REPORT_HOLD_S)
+            or self._orphans(now)
+            or self._doubtful(at)
+            or (self._odometer_due and now >= self._odometer_due[0][0])
         )
 
     def settle(self, batch: Batch, now: float) -> None:
@@ -331,6 +427,8 @@ class Ledger:
             self._let_go(batch, line, sms_no, state, number)
         for row in self._orphans(now):
             self._move(batch, row, "unknown", {}, evidence="restart")
+        while self._odometer_due and now >= self._odometer_due[0][0]:
+            self._read_odometer(batch, self._odometer_due.popleft()[1])
         for row in self._doubtful(batch.at):
             reason = "outcome unknown; sent again, as at_least_once asks: it may arrive twice"
             error = payloads.Error(code=None, text=reason, retryable=True, ambiguous=True)
@@ -341,8 +439,14 @@ class Ledger:
         return [row for row in self._store.in_state("sending") if (row.sendid or 0) < self._first_sendid]
 
     def _orphans(self, now: float) -> list[SmsRow]:
-        """Those whose box has forgotten their session by now."""
-        return self._of_earlier_runs() if now >= self._started + self.settings.timing.wait_s else []
+        """Those whose box has forgotten their session by now, and that it is not being asked about."""
+        if now < self._started + self.settings.timing.wait_s:
+            return []
+        return [row for row in self._of_earlier_runs() if row.n not in self._asked(row.line)]
+
+    def _asked(self, name: str) -> Container[int]:
+        line = self._server.line(name)
+        return line.asked if line is not None else ()
 
     def _expired(self, at: float) -> list[SmsRow]:
         """Queued SMS whose time is over, but for those in an open session: it expires them itself, or sends them."""
@@ -357,11 +461,7 @@ class Ledger:
         return self._store.doubtful(long_ago, MAX_ATTEMPTS)
 
     def _let_go(self, batch: Batch, line: str, sms_no: int | None, state: int, number: str) -> None:
-        unknown = [
-            row
-            for row in self._store.in_state("unknown", since=batch.at - REPORT_WINDOW_S)
-            if row.line == line and number and same_number(row.number, number)
-        ]
+        unknown = [row for row in self._unknown(line, batch.at) if number and same_number(row.number, number)]
         if len(unknown) == 1:  # the only SMS it can belong to
             self._reported(batch, unknown[0], state, sms_no)
             return
@@ -386,6 +486,7 @@ _HANDLERS: dict[type, Callable[[Ledger, Any, Batch, float], None]] = {
     events.LineChanged: Ledger._line_changed,
     events.LineReady: Ledger._line_ready,
     events.GatewayRebooted: Ledger._gateway_rebooted,
+    events.RepeatUnsafe: Ledger._repeat_unsafe,
     events.Seen: Ledger._seen,
     events.SmsReceived: Ledger._sms_received,
     events.SmsSending: Ledger._sms_sending,

@@ -37,6 +37,8 @@ BridgeEventType = Literal[
     "line_unauthorized",
     "gateway_reboot",
     "outage_gap",
+    "store_restored",
+    "repeat_unsafe",
     "takeover",
     "retained_command",
     "publish_refused",
@@ -138,7 +140,9 @@ class Delivery(Fact):
     "How often it was submitted to a gateway, this time included."
     error: Error | None = None
     "Why, for failed, undelivered, and queued again."
-    evidence: Literal["ok", "errorstatus", "report", "silence", "session_lost", "restart"] | None = None
+    evidence: (
+        Literal["ok", "errorstatus", "report", "silence", "session_lost", "restart", "odometer", "restored"] | None
+    ) = None
     "How we know."
 
 

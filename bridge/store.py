@@ -5,6 +5,7 @@
 waits for the disk.
 """
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bridge.ballast import Ballast
+from bridge.goip.line import Proof
 from bridge.goip.server import LineMemory
 
 MIGRATIONS = (
@@ -65,6 +68,14 @@ MIGRATIONS = (
         failed INTEGER NOT NULL, unknown INTEGER NOT NULL, received INTEGER NOT NULL, PRIMARY KEY (line, day)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    -- what was seen of a line's firmware
+    CREATE TABLE proof (
+        line TEXT PRIMARY KEY, safe INTEGER NOT NULL, identity TEXT NOT NULL, dense INTEGER NOT NULL, at REAL NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    -- the line's reboots when the SMS was submitted: its sms_no may have begun again since
+    ALTER TABLE sms ADD COLUMN reboots INTEGER;
+    """,
 )
 """Each brings the schema one `user_version` further. Never edited once released, only appended to."""
 
@@ -75,6 +86,15 @@ class StoreError(Exception):
 
 class StoreUnusable(Exception):  # noqa: N818 - not an error to catch and go on
     """The file is not a store, is damaged, or was made by a newer version. `args[0]` says which and what to do."""
+
+
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: "another bridge uses it: stop that one, or give this one a store of its own",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: restore a backup, or move it away to begin anew",
+    sqlite3.SQLITE_NOTADB: "it is no store of this program, or damaged: name another file, or restore a backup",
+    sqlite3.SQLITE_FULL: "free space on its disk",
+}
+"What to do about a store that can't be opened, by SQLite's result code."
 
 
 class OutboxRow(NamedTuple):
@@ -110,6 +130,7 @@ class SmsRow(NamedTuple):
     telid: int | None
     sms_no: int | None
     changed: float
+    reboots: int | None
 
 
 class CommandRow(NamedTuple):
@@ -132,20 +153,25 @@ class CommandRow(NamedTuple):
 class Store:
     """The durable tables. Raises `StoreUnusable` when the file can't serve as a store, `StoreError` later on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, ballast: bool = False) -> None:
+        """With `ballast`, hold space for when the disk is full."""
         self.path = path
+        self._ballast: Ballast | None = None
         self.is_new = not path.exists() or path.stat().st_size == 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if ballast:
+                self._ballast = Ballast(path.with_name(f"{path.name}-ballast"))
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5, cached_statements=256)
-            self._open()
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._db.close)
+                self._open()
+                undo.pop_all()
+            self._witness = path.with_name(f"{path.name}-epoch")
+            self._compare_epochs()
         except (sqlite3.Error, OSError) as error:
-            locked = "locked" in str(error)
-            advice = (
-                "another bridge uses it: stop that one, or give this one a store of its own"
-                if locked
-                else ("check that it is a store of this program and writable")
-            )
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            advice = _ADVICE.get(code, "check that it and its folder can be written")
             raise StoreUnusable(f"{path}: {error}; {advice}") from None
 
     def _open(self) -> None:
@@ -156,7 +182,7 @@ class Store:
         db.execute("PRAGMA temp_store = MEMORY")
         damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if damage != "ok":
-            raise StoreUnusable(f"{self.path}: damaged ({damage}); restore a backup, or move it away to begin anew")
+            raise StoreUnusable(f"{self.path}: {damage}; {_ADVICE[sqlite3.SQLITE_CORRUPT]}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
             raise StoreUnusable(f"{self.path}: made by a newer version of this program (schema {version}); upgrade")
@@ -177,14 +203,42 @@ class Store:
             db.execute("COMMIT")
         except sqlite3.OperationalError as error:
             self._rollback()
+            if self._ballast is not None and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                self._ballast.give_up()
             raise StoreError(str(error)) from None
         except BaseException:
             self._rollback()
             raise
+        if self._ballast is not None and self._ballast.spent:
+            self._ballast.take()
+
+    @property
+    def low(self) -> bool:
+        """The disk was full: what is left is for the gateways' SMS and for outcomes, not for new commands."""
+        return self._ballast is not None and self._ballast.spent
 
     def _rollback(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
+
+    # -- the epoch: whether this file is the newest one
+
+    def _compare_epochs(self) -> None:
+        """The epoch counts up while the store is in use, in it and in a file beside it: a backup stays behind."""
+        epoch, witness = self.get("epoch"), _number_in(self._witness)
+        self.restored = epoch is not None and (witness is None or witness > epoch)
+        "The file was put back, or came from elsewhere: what happened since it was saved is not in it."
+        self._epoch: int = max(epoch or 0, witness or 0)
+
+    def advance_epoch(self) -> None:
+        """Part of a transaction."""
+        self._epoch += 1
+        self.put("epoch", self._epoch)
+
+    def witness_epoch(self) -> None:
+        """After that transaction. A file that can't be written makes a restored store look like the newest one."""
+        with contextlib.suppress(OSError):
+            self._witness.write_text(f"{self._epoch}\n")
 
     # -- meta
 
@@ -220,6 +274,16 @@ class Store:
     def set_online(self, name: str, *, online: bool) -> None:
         """Remember whether a line that was heard before is there."""
         self._db.execute("UPDATE line SET online = ? WHERE name = ?", (online, name))
+
+    def save_proof(self, name: str, proof: Proof, at: float) -> None:
+        """Remember what was seen of a line's firmware."""
+        row = (name, proof.safe, proof.identity, proof.dense, at)
+        self._db.execute("INSERT OR REPLACE INTO proof VALUES (?, ?, ?, ?, ?)", row)
+
+    def proofs(self) -> Iterator[tuple[str, Proof]]:
+        """What is known of the firmware, by line."""
+        for name, safe, identity, dense in self._db.execute("SELECT line, safe, identity, dense FROM proof"):
+            yield name, Proof(safe=bool(safe), identity=identity, dense=bool(dense))
 
     def delete_line(self, name: str) -> None:
         """Forget where a line was."""
@@ -362,6 +426,10 @@ class Store:
         """SMS that are `sending` or `unknown` and became so in a span of time."""
         return self._sms("state = ? AND changed >= ? AND changed <= ? ORDER BY n", state, since, before)
 
+    def submitted(self, line: str, since: float) -> list[SmsRow]:
+        """What a line was given to send since then, in that order."""
+        return self._sms("line = ? AND changed >= ? AND sendid IS NOT NULL ORDER BY sendid, telid", line, since)
+
     def doubtful(self, before: float, attempts: int) -> list[SmsRow]:
         """SMS `unknown` since before then that are to arrive at least once, and were not submitted too often."""
         return self._sms(
@@ -463,3 +531,10 @@ class Store:
             (sms,),
         )
         return jobs
+
+
+def _number_in(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

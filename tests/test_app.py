@@ -47,6 +47,7 @@ async def test_no_sendid_leaves_that_a_restart_could_use_again(store: Store) -> 
                 created=time.time(), state="queued", changed=time.time(),
             )  # fmt: skip
     bridge = make(store, lines)
+    bridge._go_on()
     bridge.pump()
     assert len(bridge.server.take_datagrams()) == lines
     assert store.get("sendids_reserved") >= bridge.server.next_sendid

@@ -9,7 +9,8 @@ import pytest
 
 from bridge.batch import Batch, Run
 from bridge.goip import events
-from bridge.goip.server import LineConfig, SmsServer
+from bridge.goip.line import Proof
+from bridge.goip.server import LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
 from bridge.intake import Answers
@@ -55,6 +56,14 @@ class Book:
             self.ledger.settle(batch, self.at)
         batch.committed()
         assert due == bool(batch.outbox)
+        return facts(batch)
+
+    def settle_quietly(self) -> list[dict[str, Any]]:
+        """The same, where it may be that nothing comes of it."""
+        batch = Batch(self.run, self.at)
+        with self.store.transaction():
+            self.ledger.settle(batch, self.at)
+        batch.committed()
         return facts(batch)
 
     def queue(self, number: str = "+4915112345678", **columns: Any) -> int:
@@ -346,3 +355,118 @@ def test_sequence_numbers_count_by_topic_and_are_not_lost_with_a_failed_batch(bo
 )
 def test_numbers_are_compared_by_their_last_digits(one: str, other: str, same: bool) -> None:
     assert same_number(one, other) is same
+
+
+# -- the odometer
+
+
+@pytest.fixture
+def dense(book: Book) -> Book:
+    """A line whose firmware gives each SMS the next sms_no."""
+    book.server.restore_line("goip1", LineMemory(address=("192.0.2.1", 1), count=1, reboots=2))
+    book.server.restore_proof("goip1", Proof(safe=False, identity="", dense=True))
+    book.server.receive_datagram(b"req:2;id:goip1;pass:p;", ("192.0.2.1", 1), START)
+    return book
+
+
+def lost(book: Book, **columns: Any) -> int:
+    """An SMS whose outcome never came."""
+    n = book.queue(**columns)
+    book.record(events.SmsSending("goip1", n, FIRST_SENDID + n, 1), events.SmsUnknown("goip1", n, "silence"))
+    return n
+
+
+def state(book: Book, n: int) -> str:
+    row = book.store.sms(n)
+    assert row is not None
+    return row.state
+
+
+def test_the_next_sms_no_but_one_shows_that_a_doubtful_sms_was_sent(dense: Book) -> None:
+    dense.sent(sms_no=255)
+    n = lost(dense)
+    dense.sent(sms_no=1)
+    assert dense.settle(64) == []
+    [fact] = dense.settle(2)
+    assert (fact["event_type"], fact["evidence"]) == ("sent", "odometer")
+    assert state(dense, n) == "sent"
+
+
+@pytest.mark.parametrize(
+    ("guarantee", "becomes"),
+    [("effectively_once", "queued"), ("at_least_once", "queued"), ("at_most_once", "failed")],
+)
+def test_the_very_next_sms_no_shows_that_it_was_not_sent(dense: Book, guarantee: str, becomes: str) -> None:
+    dense.sent(sms_no=7)
+    n = lost(dense, guarantee=guarantee)
+    dense.sent(sms_no=8)
+    [fact] = dense.settle(66)
+    assert (fact["event_type"], fact["evidence"], fact["error"]["ambiguous"]) == (becomes, "odometer", False)
+    assert state(dense, n) == becomes
+
+
+def test_two_doubtful_sms_are_settled_together_or_not_at_all(dense: Book) -> None:
+    dense.sent(sms_no=7)
+    both = [lost(dense), lost(dense)]
+    dense.sent(sms_no=9)
+    dense.at += 66
+    dense.settle_quietly()
+    assert [state(dense, n) for n in both] == ["unknown", "unknown"]
+    dense.sent(sms_no=12)  # only tells of what is between it and the one before
+    dense.at += 66
+    dense.settle_quietly()
+    assert [state(dense, n) for n in both] == ["unknown", "unknown"]
+    dense.sent(sms_no=13)
+    again = [lost(dense), lost(dense)]
+    dense.sent(sms_no=16)
+    dense.settle(66)
+    assert [state(dense, n) for n in again] == ["sent", "sent"]
+
+
+@pytest.mark.parametrize(
+    "disturbance", ["reboot before", "reboot after", "long text", "not dense", "no sms_no", "error"]
+)
+def test_the_odometer_is_not_read_where_it_could_lie(dense: Book, disturbance: str) -> None:
+    line = dense.server.line("goip1")
+    assert line is not None
+    dense.sent(sms_no=7)
+    if disturbance == "error":
+        failed = dense.queue()
+        dense.record(
+            events.SmsSending("goip1", failed, FIRST_SENDID + failed, 1), events.SmsFailed("goip1", failed, 1, "x")
+        )
+    n = lost(dense, text="x" * 161 if disturbance == "long text" else "x")
+    if disturbance == "reboot before":
+        line.reboots += 1
+    if disturbance == "not dense":
+        dense.server.restore_proof("goip1", Proof(safe=True, identity=""))
+    dense.sent(sms_no=None if disturbance == "no sms_no" else 8)
+    if disturbance == "reboot after":
+        line.reboots += 1
+    dense.at += 66
+    assert not [fact for fact in dense.settle_quietly() if fact["evidence"] == "odometer"]
+    assert state(dense, n) == "unknown"
+
+
+# -- a restored store, and firmware that sends twice
+
+
+def test_what_waits_in_a_restored_store_is_doubted_and_not_sent(book: Book) -> None:
+    queued = book.queue()
+    sending = book.queue()
+    book.record(events.SmsSending("goip1", sending, FIRST_SENDID, 1))
+    sent = book.sent()
+    batch = Batch(book.run, book.at)
+    with book.store.transaction():
+        book.ledger.doubt_all(batch)
+    told = facts(batch)
+    assert kinds(told) == ["unknown", "unknown", "store_restored"]
+    assert {fact["evidence"] for fact in told[:2]} == {"restored"}
+    assert "2 SMS" in told[2]["message"]
+    assert [state(book, n) for n in (queued, sending, sent)] == ["unknown", "unknown", "sent"]
+
+
+def test_firmware_that_sent_twice_is_told_and_remembered(book: Book) -> None:
+    [fact] = book.record(events.RepeatUnsafe("goip1", "35678901"))
+    assert (fact["event_type"], fact["line"]) == ("repeat_unsafe", "goip1")
+    assert dict(book.store.proofs()) == {"goip1": Proof(safe=False, identity="35678901")}

@@ -112,3 +112,63 @@ def test_the_queue_is_by_priority_and_then_first_come(tmp_path: Path) -> None:
             "EXPLAIN QUERY PLAN SELECT * FROM sms WHERE line = 'x' AND state = 'queued' ORDER BY priority DESC, n"
         ).fetchall()
         assert all("TEMP B-TREE" not in step[-1] for step in plan), plan
+
+
+# -- the epoch
+
+
+def use(path: Path, times: int = 1) -> None:
+    """A run of the bridge, as far as the epoch is concerned."""
+    with contextlib.closing(Store(path)) as store:
+        for _ in range(times):
+            with store.transaction():
+                store.advance_epoch()
+            store.witness_epoch()
+
+
+def restored(path: Path) -> bool:
+    with contextlib.closing(Store(path)) as store:
+        return store.restored
+
+
+def test_a_store_that_was_only_restarted_is_not_restored(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.db"
+    assert not restored(path)
+    use(path)
+    assert not restored(path)
+    use(path, 3)
+    assert not restored(path)
+
+
+def test_a_backup_that_was_put_back_is_recognised_until_it_is_the_newest_again(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.db"
+    use(path)
+    backup = path.read_bytes()
+    use(path)
+    path.write_bytes(backup)
+    assert restored(path)
+    use(path)
+    assert not restored(path)
+
+
+def test_a_store_that_came_without_its_epoch_file_is_taken_for_restored(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.db"
+    use(path)
+    (tmp_path / "bridge.db-epoch").unlink()
+    assert restored(path)
+
+
+def test_an_epoch_file_that_stayed_behind_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.db"
+    use(path, 5)
+    (tmp_path / "bridge.db-epoch").write_text("2\n")
+    assert not restored(path)
+
+
+def test_a_store_that_was_deleted_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.db"
+    use(path, 5)
+    path.unlink()
+    assert not restored(path)
+    use(path)
+    assert not restored(path)

@@ -216,8 +216,17 @@ class RequestTimedOut:
     token: int
 
 
+@dataclass(frozen=True, slots=True)
+class RepeatUnsafe:
+    """The gateway was seen to send an SMS again for a repeated SEND (§4.3)."""
+
+    line: str
+    identity: str
+    "Of the hardware, as `Line.identity`."
+
+
 Event = (
-    LineOnline | LineOffline | LineMoved | LineChanged | LineReady | GatewayRebooted | Unauthenticated | Seen
-    | SmsReceived | SmsSending | SmsSent | SmsFailed | SmsUnknown | SmsRequeued | SmsExpired | SmsReport
+    LineOnline | LineOffline | LineMoved | LineChanged | LineReady | GatewayRebooted | RepeatUnsafe | Unauthenticated
+    | Seen | SmsReceived | SmsSending | SmsSent | SmsFailed | SmsUnknown | SmsRequeued | SmsExpired | SmsReport
     | CallEvent | UssdEvent | LineEvent | RequestAnswered | RequestTimedOut
 )  # fmt: skip

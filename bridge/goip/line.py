@@ -11,7 +11,7 @@ from typing import Protocol
 
 from bridge.goip import control, events, wire
 from bridge.goip.events import Address
-from bridge.goip.session import BulkSession, Phase, Recipient, Refusal
+from bridge.goip.session import BulkSession, Outcomes, Phase, Recipient, Refusal
 from bridge.goip.timing import Timing
 
 MAX_REPEATS = 10_000
@@ -40,7 +40,30 @@ class Output(Protocol):
 
     def new_sendid(self) -> int: ...
     def await_answer(self, sendid: int, line: "Line") -> None: ...
-    def linger(self, line: str, sendid: int, open: dict[int, Recipient], now: float) -> None: ...
+    def linger(self, sendid: int, outcomes: Outcomes, now: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was seen of a line's firmware, by a self-test or by accident (§4.3)."""
+
+    safe: bool
+    "A repeated SEND is a query, and a SEND in a forgotten session is refused."
+    identity: str
+    "Of the hardware it was seen on: the proof does not hold for another one."
+    dense: bool = False
+    "Each SMS of the line takes the next sms_no (§4.6)."
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A number that an earlier run submitted, or was about to, without learning the outcome."""
+
+    sendid: int
+    telid: int
+    recipient: Recipient
+    since: float
+    "When the line was certainly still in this session."
 
 
 @dataclass(slots=True)
@@ -77,8 +100,9 @@ class Line:
     heard: float = 0.0
     "When the line was last heard at its address, or when we began to listen."
     ever_heard: bool = False
-    repeat_safe: bool = False
-    "A repeated SEND is a query of its outcome on this firmware, also after WAIT (§4.3)."
+    declared_safe: bool | None = None
+    "What the configuration says of repeated SENDs; None leaves it to the proof."
+    proof: Proof | None = None
     online: bool | None = None
     "None until it is heard, or silent for `Timing.offline` after the start."
     online_before: bool = False
@@ -92,6 +116,8 @@ class Line:
     session: BulkSession | None = None
     password_refused: bool = False
     blocked_until: float | None = None
+    held_until: float = float("-inf")
+    "No SMS leaves before, whatever happens (docs/contract.md §5, a restored store)."
     scheduled: float | None = None
     "The server's: when its deadline heap will look at this line."
     _backoff: float = 0.0
@@ -108,6 +134,8 @@ class Line:
     _rebooted_at: float = float("-inf")
     _check_disabled: bool = False
     _outgoing: list[bytes] = field(default_factory=list)
+    _earlier: deque[Submitted] = field(default_factory=deque)
+    "To be asked about, one after the other, before anything new is sent."
 
     # -- what the owner asks
 
@@ -120,6 +148,23 @@ class Line:
     def ready(self) -> bool:
         """The line can take a bulk session now."""
         return self.usable and not self.disabled and self.session is None and self.blocked_until is None
+
+    @property
+    def identity(self) -> str:
+        """What tells the hardware, and with it the firmware: the type allocation code of the IMEI (3GPP 23.003)."""
+        return self.fields.get("imei", "")[:8]
+
+    @property
+    def known(self) -> Proof | None:
+        """What was proved of the present hardware."""
+        return self.proof if self.proof is not None and self.proof.identity == self.identity else None
+
+    @property
+    def repeat_safe(self) -> bool:
+        """A repeated SEND is a query of its outcome on this firmware, also after WAIT (§4.3)."""
+        if self.known is not None and not self.known.safe:
+            return False  # it was seen to send twice, whatever the configuration says
+        return self.known is not None if self.declared_safe is None else self.declared_safe
 
     @property
     def disabled(self) -> bool:
@@ -138,22 +183,51 @@ class Line:
 
     def send_sms(self, text: str, recipients: Sequence[Recipient], now: float) -> None:
         """Begin a bulk session. The line must be `ready`."""
+        self._new_session(self.out.new_sendid()).open(text, recipients, now)
+        self._flush()
+
+    def _new_session(self, sendid: int) -> BulkSession:
         assert self.session is None
-        sendid = self.out.new_sendid()
         self.session = BulkSession(
             line=self.name,
             sendid=sendid,
             password=self.password,
-            text=text,
-            recipients=recipients,
             safe=self.repeat_safe,
             timing=self.out.timing,
             events=self.out.events,
             datagrams=self._outgoing,
-            now=now,
         )
         self.out.await_answer(sendid, self)
-        self._flush()
+        return self.session
+
+    def hold(self, until: float) -> None:
+        """Send no SMS before `until`."""
+        self.held_until = self.blocked_until = until
+
+    def resume(self, submitted: Submitted, now: float) -> bool:
+        """Ask the box what became of an SMS of an earlier run; false when it can't be asked.
+
+        Only where a repeated SEND is a query, and while the box still has the session.
+        """
+        if not self.repeat_safe or not self.usable or now >= submitted.since + self.out.timing.idle - 5:
+            return False
+        self._earlier.append(submitted)
+        self._next_earlier(now)
+        return True
+
+    def _next_earlier(self, now: float) -> None:
+        if self.session is None and self._earlier:
+            submitted = self._earlier.popleft()
+            session = self._new_session(submitted.sendid)
+            session.resume(submitted.telid, submitted.recipient, submitted.since, now)
+
+    @property
+    def asked(self) -> set[int]:
+        """The SMS of earlier runs that the box is asked about, or will be."""
+        asked = {submitted.recipient.msg for submitted in self._earlier}
+        if self.session is not None:
+            asked |= {recipient.msg for recipient in self.session.outcomes.open.values()}
+        return asked
 
     def request(
         self, token: int | None, operation: control.Operation, now: float, timeout: float | None = None
@@ -235,7 +309,7 @@ class Line:
         if was_disabled and not self.disabled:
             self._become_ready()
         if fields.get("gsm_status") == "LOGIN" != before.get("gsm_status") and self.blocked_until is not None:
-            self.blocked_until = now  # what the line was refused for has probably passed
+            self.blocked_until = max(now, self.held_until)  # what the line was refused for has probably passed
         if (minutes := wire.integer(fields.get("remain_time"))) is not None:
             self.remain_time = minutes
 
@@ -381,6 +455,7 @@ class Line:
             self.session.abandon(now)
             self._outgoing.append(wire.encode_done(self.session.sendid))
             self.session = None
+        self._earlier.clear()
         self._flush()
         for request in self._requests.values():
             if request.token is not None:
@@ -401,10 +476,14 @@ class Line:
             return
         if session.authenticated:
             self._set_password_refused(False)
+        if session.outcomes.doubled:
+            session.safe = False
+            self.learn_unsafe()
         if session.phase is not Phase.CLOSED:
             return
         self.session = None
-        self.out.linger(self.name, session.sendid, session.open, now)
+        if session.outcomes.open or session.repeated:
+            self.out.linger(session.sendid, session.outcomes, now)
         self._set_password_refused(self.password_refused or session.refusal is Refusal.PASSWORD)
         if session.refusal in (Refusal.REFUSED, Refusal.SILENT, Refusal.PASSWORD):
             timing = self.out.timing
@@ -412,7 +491,14 @@ class Line:
             self.blocked_until = now + self._backoff
         else:
             self._backoff = 0.0
+        self._next_earlier(now)
         self._become_ready()
+
+    def learn_unsafe(self) -> None:
+        """One SMS left twice: from now on SEND is not repeated on this firmware where that can be helped."""
+        if self.known is None or self.known.safe:
+            self.proof = Proof(safe=False, identity=self.identity)
+            self.out.events.append(events.RepeatUnsafe(self.name, self.identity))
 
     def _set_password_refused(self, refused: bool) -> None:
         if refused is not self.password_refused:

@@ -12,8 +12,8 @@ from heapq import heappop, heappush
 
 from bridge.goip import control, events, wire
 from bridge.goip.events import Address
-from bridge.goip.line import Line
-from bridge.goip.session import Recipient, settle
+from bridge.goip.line import Line, Proof, Submitted
+from bridge.goip.session import Outcomes, Recipient
 from bridge.goip.timing import Timing
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -29,8 +29,8 @@ class LineConfig:
     password: str
     allow_from: tuple[Network, ...] = ()
     "Networks the line may come from; empty: any."
-    repeat_safe: bool = False
-    "The firmware is known to answer a repeated SEND with the outcome, and never to send again."
+    repeat_safe: bool | None = None
+    "Whether the firmware answers a repeated SEND with the outcome, and never sends again; None: what is proved."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +59,10 @@ class Counters:
 class _Ended:
     """A session that is over while some of its outcomes may still come."""
 
-    line: str
-    open: dict[int, Recipient]
+    outcomes: Outcomes
     until: float
+    left_open: bool = False
+    "An earlier run began it, and did not end it with DONE."
 
 
 @dataclass(slots=True)
@@ -118,7 +119,7 @@ class SmsServer:
                 line = Line(config.name, config.goip_id, config.password, self, heard=now)
                 if known is not None:  # another line of the same name
                     known.line.retire(now)
-            line.repeat_safe = config.repeat_safe
+            line.declared_safe = config.repeat_safe
             registered = _Registered(line, config.password.encode(), config.allow_from)
             self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
             self._schedule(line)
@@ -194,9 +195,31 @@ class SmsServer:
         if registered := self._by_name.get(name):
             registered.line.remember(key, now)
 
-    def restore_session(self, name: str, sendid: int, open: dict[int, Recipient], now: float) -> None:
-        """Keep matching the late answers of a session of before the restart."""
-        self.linger(name, sendid, open, now)
+    def restore_proof(self, name: str, proof: Proof) -> None:
+        """Take over what is known of a line's firmware."""
+        if registered := self._by_name.get(name):
+            registered.line.proof = proof
+
+    def restore_session(self, name: str, submitted: Submitted, now: float) -> None:
+        """Keep matching late answers to an SMS of before the restart."""
+        self.linger(submitted.sendid, Outcomes(name, {submitted.telid: submitted.recipient}), now)
+        if ended := self._ended.get(submitted.sendid):
+            ended.left_open = True
+
+    def resume_session(self, name: str, submitted: Submitted, now: float) -> bool:
+        """Ask for the outcome of an SMS of before the restart; false where that could send it again."""
+        registered = self._by_name.get(name)
+        if registered is None or not registered.line.resume(submitted, now):
+            return False
+        self._ended.pop(submitted.sendid, None)
+        self._schedule(registered.line)
+        return True
+
+    def hold(self, until: float) -> None:
+        """Send no SMS on any line before `until`."""
+        for registered in self._by_name.values():
+            registered.line.hold(until)
+            self._schedule(registered.line)
 
     # -- output
 
@@ -239,14 +262,13 @@ class SmsServer:
         if len(self._answers) > 16 * len(self._by_name) + 1024:
             self._forget_answered()
 
-    def linger(self, line: str, sendid: int, open: dict[int, Recipient], now: float) -> None:
+    def linger(self, sendid: int, outcomes: Outcomes, now: float) -> None:
         """Keep matching late answers of an ended session for `Timing.evidence` seconds (§4.3)."""
         while self._ended and next(iter(self._ended.values())).until <= now:
             del self._ended[next(iter(self._ended))]
-        if open:
-            self._ended[sendid] = _Ended(line, open, now + self.timing.evidence)
-            if registered := self._by_name.get(line):
-                self._answers[sendid] = registered.line
+        self._ended[sendid] = _Ended(outcomes, now + self.timing.evidence)
+        if registered := self._by_name.get(outcomes.line):
+            self._answers[sendid] = registered.line
 
     # -- one datagram
 
@@ -276,11 +298,19 @@ class SmsServer:
             return "answers nothing that was asked" if line is None else "an answer from elsewhere"
         if ended := self._ended.get(sendid):
             if isinstance(message, wire.SubmitOk | wire.SubmitError):
-                settle(ended.line, ended.open, message, self.events)
+                self._late_outcome(ended, message, line)
         else:
             line.receive_answer(sendid, message, now)
             self._schedule(line)
         return None
+
+    def _late_outcome(self, ended: _Ended, message: wire.SubmitOk | wire.SubmitError, line: Line) -> None:
+        settled = ended.outcomes.settle(message, self.events)
+        if ended.outcomes.doubled:
+            line.learn_unsafe()
+        if settled and ended.left_open and line.address is not None:
+            ended.left_open = False
+            self.datagrams.append((wire.encode_done(message.sendid), line.address))  # frees a slot of the box (§4.2)
 
     def _authenticate(self, goip_id: str, password: str, address: Address) -> _Registered | None:
         registered = self._by_goip_id.get(goip_id)

@@ -7,7 +7,7 @@ back to the queue only on proof that the box did nothing with it (§4.3).
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bridge.goip import events, wire
 from bridge.goip.timing import Timing
@@ -50,23 +50,35 @@ class Refusal(enum.Enum):
     LOST = "the box does not know the session"
 
 
-def settle(
-    line: str, open: dict[int, Recipient], message: wire.SubmitOk | wire.SubmitError, out: list[events.Event]
-) -> bool:
-    """Match an outcome with its number; false for one that is not awaited (a repeated push, §4.1)."""
-    recipient = open.pop(message.telid, None)
-    match message:
-        case _ if recipient is None:
-            return False
-        case wire.SubmitOk(sms_no=sms_no):
-            out.append(events.SmsSent(line, recipient.msg, sms_no))
-        case wire.SubmitError(code=code):
-            out.append(events.SmsFailed(line, recipient.msg, code, f"errorstatus:{code}"))
-    return True
+@dataclass(slots=True)
+class Outcomes:
+    """What is awaited of a session, and what it brought: also when the session itself is over."""
+
+    line: str
+    open: dict[int, Recipient] = field(default_factory=dict)
+    "Numbers submitted whose outcome is not known yet, by telid: late answers are matched with it."
+    sms_nos: dict[int, int] = field(default_factory=dict)
+    "What the box called the SMS it sent, by telid."
+    doubled: bool = False
+    "The box sent one SMS twice: one telid got two sms_nos (§4.6)."
+
+    def settle(self, message: wire.SubmitOk | wire.SubmitError, out: list[events.Event]) -> bool:
+        """Match an outcome with its number; false for one that is not awaited (a repeated push, §4.1)."""
+        recipient = self.open.pop(message.telid, None)
+        if isinstance(message, wire.SubmitOk) and message.sms_no is not None:
+            self.doubled |= self.sms_nos.setdefault(message.telid, message.sms_no) != message.sms_no
+        match message:
+            case _ if recipient is None:
+                return False
+            case wire.SubmitOk(sms_no=sms_no):
+                out.append(events.SmsSent(self.line, recipient.msg, sms_no))
+            case wire.SubmitError(code=code):
+                out.append(events.SmsFailed(self.line, recipient.msg, code, f"errorstatus:{code}"))
+        return True
 
 
 class BulkSession:
-    """One text to one or more numbers of one line."""
+    """One text to one or more numbers of one line. Begins with `open`, or with `resume` after a restart."""
 
     def __init__(
         self,
@@ -74,36 +86,50 @@ class BulkSession:
         line: str,
         sendid: int,
         password: str,
-        text: str,
-        recipients: Sequence[Recipient],
         safe: bool = False,
         timing: Timing,
         events: list[events.Event],
         datagrams: list[bytes],
-        now: float,
     ) -> None:
         self.line = line
         self.sendid = sendid
         self.phase = Phase.OPENING
         self.refusal = Refusal.NONE
         self.authenticated = False
-        self.open: dict[int, Recipient] = {}
-        "Numbers submitted whose outcome is not known yet, by telid: late answers are matched with it."
+        self.outcomes = Outcomes(line)
         self._password = password
-        self._pending = list(recipients)
-        self._safe = safe
+        self._pending: list[Recipient] = []
+        self.safe = safe
         "Silence after WAIT may be broken by a query: the firmware never sends twice for one telid (§4.3)."
-        self._silent_since = self._submitted_at = now
+        self._silent_since = self._submitted_at = 0.0
         self._telid = 0
         self._timing = timing
         self._events = events
         self._datagrams = datagrams
-        self._repeated = False
+        self.repeated = False
         "Something of this session left more than once, so answers of an earlier phase may still come."
         self._datagram = b""
         self._transmissions = 0
         self.deadline: float | None = None
-        self._transmit(wire.encode_msg(sendid, text), Phase.OPENING, now)
+
+    def open(self, text: str, recipients: Sequence[Recipient], now: float) -> None:
+        """Send one text to these numbers."""
+        self._pending.extend(recipients)
+        self._transmit(wire.encode_msg(self.sendid, text), Phase.OPENING, now)
+
+    def resume(self, telid: int, recipient: Recipient, since: float, now: float) -> None:
+        """Go on with a number that an earlier run submitted, or was about to, at `since`: listen, then ask.
+
+        Only for firmware where a repeated SEND is a query: should the first one not have arrived, this is the first.
+        Never MSG with an old sendid: that would make a new session, in which SEND sends (docs/reliability.md).
+        """
+        self.authenticated = True
+        self._telid, self.outcomes.open[telid] = telid, recipient
+        self._submitted_at = self._silent_since = now
+        self.repeated = True  # nobody knows what left before
+        self._datagram = wire.encode_send(self.sendid, telid, recipient.number)
+        self.phase = Phase.WAITING
+        self.deadline = max(now, since + self._timing.grace)
 
     def receive(self, message: wire.Message, now: float) -> None:
         """Take one message that carries this session's sendid."""
@@ -124,9 +150,9 @@ class BulkSession:
                 self._silent_since = now
                 # A box may say WAIT for ever; the line must not wait with it.
                 end = self._submitted_at + MAX_WAITS * self._timing.wait
-                self.deadline = min(end, now + (self._timing.resend if self._safe else self._timing.wait))
-            case _, wire.SubmitOk(telid=telid) | wire.SubmitError(telid=telid) if settle(
-                self.line, self.open, message, self._events
+                self.deadline = min(end, now + (self._timing.resend if self.safe else self._timing.wait))
+            case _, wire.SubmitOk(telid=telid) | wire.SubmitError(telid=telid) if self.outcomes.settle(
+                message, self._events
             ):
                 self._settled(telid, now)
             case Phase.SUBMITTED | Phase.WAITING, wire.Error(text=text):
@@ -166,7 +192,7 @@ class BulkSession:
     def abandon(self, now: float) -> None:
         """The box rebooted: it knows nothing of this session any more."""
         if self.phase in (Phase.SUBMITTED, Phase.WAITING):
-            self._events.append(events.SmsUnknown(self.line, self.open[self._telid].msg, "session_lost"))
+            self._events.append(events.SmsUnknown(self.line, self.outcomes.open[self._telid].msg, "session_lost"))
         self._pending.clear()  # nothing happened to them: they are still in the owner's queue
         self.refusal = Refusal.LOST
         self._close()
@@ -181,7 +207,7 @@ class BulkSession:
             return
         recipient = self._pending.pop(0)
         self._telid += 1
-        self.open[self._telid] = recipient
+        self.outcomes.open[self._telid] = recipient
         self._submitted_at = self._silent_since = now
         # The event is committed before the datagram leaves: the journal (§4.3).
         self._events.append(events.SmsSending(self.line, recipient.msg, self.sendid, self._telid))
@@ -190,11 +216,11 @@ class BulkSession:
             self.deadline = now + self._timing.wait
 
     def _may_repeat_send(self, now: float) -> bool:
-        if self._safe:  # a query: it also keeps the session alive
+        if self.safe:  # a query: it also keeps the session alive
             end = self._submitted_at + MAX_WAITS * self._timing.wait
             return now < min(end, self._silent_since + self._timing.wait)
         few = self._transmissions < self._timing.session_transmissions
-        return self.phase is Phase.SUBMITTED and few and self.open[self._telid].repeat
+        return self.phase is Phase.SUBMITTED and few and self.outcomes.open[self._telid].repeat
 
     def _settled(self, telid: int, now: float) -> None:
         if telid == self._telid and self.phase in (Phase.SUBMITTED, Phase.WAITING):
@@ -218,13 +244,13 @@ class BulkSession:
         words = text.split()
         if words and words[0] == str(self._telid):  # ERROR sendid telid <words>: this number's own error, uncoded
             reason = text.partition(" ")[2]
-            self._events.append(events.SmsFailed(self.line, self.open.pop(self._telid).msg, None, reason))
+            self._events.append(events.SmsFailed(self.line, self.outcomes.open.pop(self._telid).msg, None, reason))
             self._settled(self._telid, now)
         elif text not in ("SENDID", "GSM_LOGOUT"):
             pass  # too_many_sends_in_server, PASSWORD: late answers of the phases before
-        elif self.phase is Phase.SUBMITTED and not self._repeated:
+        elif self.phase is Phase.SUBMITTED and not self.repeated:
             # The one answer to the one SEND: the box did not take it (§4.3). Everything else would be a guess.
-            recipient = self.open.pop(self._telid)
+            recipient = self.outcomes.open.pop(self._telid)
             self._pending.insert(0, recipient)
             self._give_back(text, Refusal.REFUSED, now)
         elif text == "SENDID":
@@ -232,7 +258,7 @@ class BulkSession:
             self._unknown("session_lost", now)
 
     def _unknown(self, evidence: str, now: float) -> None:
-        self._events.append(events.SmsUnknown(self.line, self.open[self._telid].msg, evidence))
+        self._events.append(events.SmsUnknown(self.line, self.outcomes.open[self._telid].msg, evidence))
         self._pending.clear()  # nothing happened to them: they are still in the owner's queue
         self._done(now)
 
@@ -241,7 +267,7 @@ class BulkSession:
             self._events.append(events.SmsRequeued(self.line, recipient.msg, reason))
         self._pending.clear()
         self.refusal = refusal
-        if self.phase is Phase.OPENING and refusal is Refusal.REFUSED and not self._repeated:
+        if self.phase is Phase.OPENING and refusal is Refusal.REFUSED and not self.repeated:
             self._close()  # the box opened nothing, so there is nothing to end (§12.4)
         else:
             self._done(now)
@@ -262,7 +288,7 @@ class BulkSession:
         self.deadline = now + self._timing.resend
 
     def _repeat(self, now: float) -> None:
-        self._repeated = True
+        self.repeated = True
         self._transmissions += 1
         self._datagrams.append(self._datagram)
         self.deadline = now + self._timing.resend

@@ -13,6 +13,10 @@ class Timing:
     "Wait before an unanswered MSG, PASSWORD, SEND or control command is repeated (§4.2, §8)."
     wait: float = 90.0
     "How long an accepted SMS (WAIT) may stay without its outcome; the box forgets a session after 90 s (§4.2)."
+    idle: float = 90.0
+    "A box forgets a session about which it hears nothing for so long (§4.2)."
+    grace: float = 10.0
+    "After a restart a box is asked about an SMS only when it had this long to say its outcome by itself (§4.3)."
     ussd: float = 120.0
     "How long a USSD reply may take; networks are slow and a repeat may cost money (§9)."
     evidence: float = 900.0

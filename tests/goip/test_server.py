@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bridge.goip import events, server
 from bridge.goip.control import Operation
+from bridge.goip.line import Submitted
 from bridge.goip.server import LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Phase, Recipient
 from bridge.goip.timing import Timing
@@ -918,7 +919,7 @@ def test_things_of_a_line_that_is_gone_are_not_restored(fresh):
     core = fresh.server
     core.restore_line("gone", LineMemory(address=HOME, count=1, reboots=0))
     core.restore_repeat("gone", b"key", START)
-    core.restore_session("gone", 5, {1: Recipient(1, "+49")}, START)
+    core.restore_session("gone", Submitted(5, 1, Recipient(1, "+49"), START), START)
     assert fresh.tell("OK 5 1 1") == []
     assert fresh.events() == []
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from bridge.goip import events, wire
+from bridge.goip.line import Submitted
 from bridge.goip.session import BulkSession, Phase, Recipient, Refusal
 from bridge.goip.timing import Timing
 
@@ -25,14 +26,13 @@ class Session:
             line="goip1",
             sendid=ID,
             password="pw1",
-            text=text,
-            recipients=[Recipient(n, number, **recipient) for n, number in enumerate(numbers or ("+491",), 1)],
             safe=safe,
             timing=TIMING,
             events=self.events,
             datagrams=self.datagrams,
-            now=self.now,
         )
+        recipients = [Recipient(n, number, **recipient) for n, number in enumerate(numbers or ("+491",), 1)]
+        self.session.open(text, recipients, self.now)
 
     @property
     def phase(self) -> Phase:
@@ -494,7 +494,7 @@ def test_late_outcome_settles_an_sms_after_its_session(bench):
 
 
 def test_late_outcome_settles_an_sms_of_before_a_restart(bench):
-    bench.server.restore_session("goip1", 77, {3: Recipient(9, "+499")}, bench.now)
+    bench.server.restore_session("goip1", Submitted(77, 3, Recipient(9, "+499"), bench.now), bench.now)
     bench.tell("ERROR 77 3 errorstatus:38\n", "ERROR 77 3 errorstatus:38\n", "OK 77 4 1\n")
     assert bench.events() == [events.SmsFailed("goip1", 9, 38, "errorstatus:38")]
 

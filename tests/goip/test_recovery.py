@@ -1,0 +1,178 @@
+"""After a restart: what is asked of the box, what never is, and what is learned of its firmware by the way."""
+
+import pytest
+from goip_bench import HOME, SENDID, Bench
+
+from bridge.goip import events
+from bridge.goip.line import Proof, Submitted
+from bridge.goip.server import LineMemory
+from bridge.goip.session import Recipient
+
+OLD = SENDID - 1000
+"The sendid of an earlier run."
+SENT = events.SmsSent("goip1", 9, 160)
+QUERY = f"SEND {OLD} 3 +499\n"
+
+
+def restarted(*, fields: dict[str, str] | None = None, proof: Proof | None = None, **config: object) -> Bench:
+    """A server that was just started and has heard nothing yet."""
+    bench = Bench(online=False, **config)
+    bench.server.restore_line("goip1", LineMemory(address=HOME, count=40, reboots=1, fields=fields or {}))
+    if proof is not None:
+        bench.server.restore_proof("goip1", proof)
+    bench.count = 40
+    return bench
+
+
+def resume(bench: Bench, *, ago: float = 2.0, msg: int = 9, sendid: int = OLD) -> bool:
+    submitted = Submitted(sendid, 3, Recipient(msg, "+499"), bench.now - ago)
+    bench.server.restore_session("goip1", submitted, bench.now)
+    return bench.server.resume_session("goip1", submitted, bench.now)
+
+
+def test_safe_line_is_listened_to_and_then_asked():
+    bench = restarted(repeat_safe=True)
+    assert resume(bench)
+    assert bench.advance(7.9) == []
+    assert bench.advance(0.2) == [QUERY]
+    assert bench.tell(f"WAIT {OLD} 3") == []
+    assert bench.advance(5) == [QUERY]
+    assert bench.tell(f"OK {OLD} 3 160") == [f"DONE {OLD}\n"]
+    assert bench.events() == [SENT]
+
+
+def test_answer_within_the_grace_needs_no_question():
+    bench = restarted(repeat_safe=True)
+    resume(bench)
+    assert bench.tell(f"OK {OLD} 3 160") == [f"DONE {OLD}\n"]
+    assert bench.events() == [SENT]
+    bench.tell(f"DONE {OLD}")
+    assert bench.advance(50) == []
+
+
+def test_session_the_box_has_forgotten_is_doubt_and_nothing_is_opened_again():
+    bench = restarted(repeat_safe=True)
+    resume(bench, ago=30)
+    assert bench.advance(0) == [QUERY]
+    assert bench.tell(f"ERROR {OLD} SENDID") == [f"DONE {OLD}\n"]
+    assert bench.events() == [events.SmsUnknown("goip1", 9, "session_lost")]
+    assert not any("MSG" in datagram for datagram in bench.advance(200))
+
+
+def test_late_refusal_of_an_earlier_phase_is_no_answer_to_the_question():
+    bench = restarted(repeat_safe=True)
+    resume(bench, ago=30)
+    bench.advance(0)
+    bench.tell(f"ERROR {OLD} too_many_sends_in_server", f"ERROR {OLD} GSM_LOGOUT", f"PASSWORD {OLD}", f"SEND {OLD}")
+    assert bench.events() == []
+    assert bench.advance(5) == [QUERY]
+
+
+def test_box_that_rebooted_meanwhile_knows_nothing():
+    bench = restarted(repeat_safe=True)
+    resume(bench)
+    bench.keepalive(count=1)
+    assert events.SmsUnknown("goip1", 9, "session_lost") in bench.events()
+
+
+@pytest.mark.parametrize("declared", [None, False])
+def test_unproved_line_is_only_listened_to(declared):
+    bench = restarted(repeat_safe=declared)
+    assert not resume(bench)
+    bench.keepalive()
+    assert bench.line.ready
+    assert bench.advance(90) == []
+    # ... and the slot that the session takes is freed.
+    assert bench.tell(f"OK {OLD} 3 160") == [f"DONE {OLD}\n"]
+    assert bench.told(events.SmsSent) == [SENT]
+    assert bench.tell(f"OK {OLD} 3 160") == []
+
+
+def test_session_that_is_too_old_is_not_asked_about():
+    assert resume(restarted(repeat_safe=True), ago=84)
+    assert not resume(restarted(repeat_safe=True), ago=86)
+
+
+def test_nothing_new_leaves_before_the_earlier_ones_are_settled():
+    bench = restarted(repeat_safe=True)
+    resume(bench)
+    resume(bench, msg=10, sendid=OLD + 1)
+    bench.keepalive()
+    assert bench.line.asked == {9, 10}
+    bench.tell(f"OK {OLD} 3 160", f"DONE {OLD}")
+    assert not bench.line.ready
+    bench.tell(f"OK {OLD + 1} 3 161", f"DONE {OLD + 1}")
+    assert bench.line.ready
+    assert bench.line.asked == set()
+    assert bench.told(events.SmsSent) == [SENT, events.SmsSent("goip1", 10, 161)]
+
+
+# -- what is known of the firmware
+
+
+PROOF = Proof(safe=True, identity="35678901")
+IMEI = {"imei": "356789012345678"}
+
+
+def test_proof_holds_for_the_hardware_it_was_seen_on():
+    assert restarted(proof=PROOF, fields=IMEI).line.repeat_safe
+    assert not restarted(proof=PROOF, fields={"imei": "111111112345678"}).line.repeat_safe
+    assert not restarted(proof=PROOF).line.repeat_safe
+    assert not restarted().line.repeat_safe
+
+
+def test_new_hardware_in_the_next_keepalive_ends_the_proof():
+    bench = restarted(proof=PROOF, fields=IMEI)
+    bench.keepalive("imei:111111112345678;gsm_status:LOGIN;")
+    assert not bench.line.repeat_safe
+
+
+def test_configuration_can_say_unsafe_and_proof_of_unsafe_wins():
+    assert not restarted(proof=PROOF, fields=IMEI, repeat_safe=False).line.repeat_safe
+    assert not restarted(proof=Proof(safe=False, identity=""), repeat_safe=True).line.repeat_safe
+
+
+def test_sms_with_two_numbers_was_sent_twice():
+    bench = Bench(repeat_safe=True)
+    bench.submit("+491", "+492")
+    bench.tell(f"WAIT {SENDID} 1")
+    assert bench.advance(5) == [f"SEND {SENDID} 1 +491\n"]
+    bench.tell(f"OK {SENDID} 1 7", f"OK {SENDID} 1 7")
+    assert bench.told(events.RepeatUnsafe) == []
+    bench.tell(f"OK {SENDID} 1 8")
+    assert bench.told(events.RepeatUnsafe) == [events.RepeatUnsafe("goip1", "")]
+    assert not bench.line.repeat_safe
+    # From here on the session itself only listens.
+    bench.tell(f"WAIT {SENDID} 2")
+    assert bench.advance(80) == []
+    bench.tell(f"OK {SENDID} 1 9")
+    assert bench.told(events.RepeatUnsafe) == []
+
+
+def test_second_number_after_the_session_counts_as_well():
+    bench = Bench()
+    bench.submit()
+    assert bench.advance(5) == [f"SEND {SENDID} 1 +491\n"]
+    bench.tell(f"OK {SENDID} 1 7", f"DONE {SENDID}")
+    bench.events()
+    bench.tell(f"OK {SENDID} 1 8")
+    assert bench.told(events.RepeatUnsafe) == [events.RepeatUnsafe("goip1", "")]
+
+
+# -- a restored store
+
+
+def test_held_line_sends_nothing_until_its_time_has_come():
+    bench = restarted()
+    bench.server.hold(bench.now + 95)
+    bench.keepalive("gsm_status:LOGOUT;")
+    bench.keepalive("gsm_status:LOGIN;")
+    assert not bench.line.ready
+    for _ in range(4):
+        bench.advance(23)
+        bench.keepalive()
+    assert not bench.line.ready
+    bench.events()
+    bench.advance(3)
+    assert bench.line.ready
+    assert bench.told(events.LineReady) == [events.LineReady("goip1")]
