@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := check
 .DELETE_ON_ERROR:
-.PHONY: help check demo test format format-check lint types schemas schemas-check bench clean
+.PHONY: help check demo test format format-check lint types schemas schemas-check bench chaos mutations clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,12 @@ schemas-check: $(VENV)/.dev
 
 bench: $(VENV)/.dev ## Measure
 	$(PY) -m benchmarks $(ARGS)
+
+chaos: $(VENV)/.dev ## Real processes under kill -9 and a bad network; ARGS="--seed 7 --kills 200", see ARGS=--help
+	cd tests && ../$(PY) -m reliability.chaos $(ARGS)
+
+mutations: $(VENV)/.dev ## Break the bridge in a dozen ways: simulation and chaos must notice each (half an hour)
+	cd tests && ../$(PY) -m reliability.mutations $(ARGS)
 
 clean: ## Remove the environment and all that was generated
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -175,7 +175,9 @@ def bridge(
     }
     config, log = place / "config.yaml", place / "bridge.log"
     config.write_text(yaml.safe_dump(settings))
-    with child([sys.executable, "-m", *program, "--config", str(config)], BRIDGE_CORE, log) as process:
+    with child(
+        [sys.executable, "-m", *program, "--no-supervisor", "--config", str(config)], BRIDGE_CORE, log
+    ) as process:
 
         def connected() -> bool:
             if process.poll() is not None:

@@ -8,12 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bridge import __version__
+import bridge
 
 COMMANDS = {
-    "run": ("bridge.service", "run the bridge"),
+    "run": ("bridge.supervisor", "run the bridge"),
     "demo": ("bridge.demo", "see it work: a broker, the bridge and a simulated gateway, no hardware needed"),
     "send": ("bridge.send", "send an SMS over MQTT and follow it to the end"),
+    "selftest": ("bridge.selftest", "find out whether a line's firmware sends an SMS again when it is asked about it"),
     "monitor": ("bridge.monitor", "watch the lines, their queues and their traffic"),
     "doctor": ("bridge.doctor", "find what is wrong, and say what to do"),
     "health": ("bridge.doctor:health_", "exit 0 when the bridge is online; for containers"),
@@ -50,7 +51,7 @@ def _chosen(argv: Sequence[str]) -> str | None:
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser with the options of the chosen command only: importing the others takes time."""
     parser = argparse.ArgumentParser(prog="goip-bridge", description="GoIP GSM gateways to MQTT and back.")
-    parser.add_argument("--version", action="version", version=f"goip-bridge {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     if chosen is not None and chosen not in COMMANDS:
         parser.error(_unknown(chosen))
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -62,6 +63,14 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
             getattr(module, f"{prefix}add_arguments")(subparser)
             subparser.set_defaults(main=getattr(module, f"{prefix}main"))
     return parser
+
+
+class _Version(argparse.Action):
+    """argparse's own wants the version beforehand, which takes longer to find out than the rest of the start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"goip-bridge {bridge.__version__}")  # noqa: T201
+        parser.exit()
 
 
 def _unknown(word: str) -> str:

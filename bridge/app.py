@@ -9,8 +9,11 @@ import contextlib
 import logging
 import math
 import random
+import re
 import secrets
+import socket
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,9 @@ from bridge.goip.line import Line, Submitted
 from bridge.goip.server import LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
-from bridge.intake import Answers, Intake
+from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
 from bridge.ledger import Ledger
-from bridge.limits import FactLimiter, LogLimiter
+from bridge.limits import Gate, Limiter, Tokens
 from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
@@ -40,6 +43,8 @@ from bridge.udp import UdpSocket
 
 log = logging.getLogger(__name__)
 
+_OUTLINE = re.compile(rb"(?:[A-Za-z][A-Za-z0-9_]{0,31}:|[A-Za-z_]{2,32} )-?[0-9]{1,19}(?![^; \r\n])")
+"How datagrams of the protocol begin."
 SESSION_RECIPIENTS = 10
 "Numbers in one bulk session: the box remembers the outcome of the last ten (docs/protocol.md §4.2)."
 MAX_SENDID = 2**31 - 1
@@ -51,12 +56,26 @@ STATE_DELAY_S = 0.1
 "Changes of a line's state within this time are published once."
 SAVE_LINES_S = 600.0
 "Within this time the last keepalive of every line is written down."
+COMMAND_BYTES = 256 << 10
+"Payloads of commands that are taken at once."
+DROPS_LOGGED = 30
+"Dropped datagrams that are logged in a minute: one for each host, and no more in all."
+DROPS_DEBUGGED_PER_S = 20.0
 ALIVE_S = 10.0
 "How often the store is told that we are alive."
 GIVES_UP_S = 12.0
 "A gateway offers an SMS for 9 to 12 s (docs/protocol.md §6): a longer absence may have lost some."
 STALL_RETRY_S = 1.0
-SHUTDOWN_S = 5.0
+ASLEEP_S = 3.0
+"Without regular work for so long, nobody read the socket either."
+MOST_WAITING = 100_000
+"Datagrams taken at once from an inherited socket: its buffer has room for fewer, but more may come meanwhile."
+SHUTDOWN_S = 8.0
+"For everything at the end but the embedded broker: after 9 s the supervisor kills us (bridge/supervisor.py)."
+DRAIN_S = 5.0
+"Of these, for gateways to tell what became of the SMS they have: one takes 2 to 5 s (docs/protocol.md §4.2)."
+HAND_OVER_S = 5.0
+"And for the broker to acknowledge what is ready."
 
 
 class Bridge:
@@ -84,6 +103,7 @@ class Bridge:
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
         self.link: MqttLink | None = None
         self.udp: UdpSocket | None = None
+        self._backlog: deque[Incoming] = deque()
         self._inbox: list[Incoming] = []
         self._poison: list[Incoming] = []
         "Commands that made us fail."
@@ -94,6 +114,8 @@ class Bridge:
         self._held_bytes = 0
         self._held_back: list[tuple[bytes, Address]] = []
         self._stalled = False
+        self._going_on = False
+        "The gateways were asked about what was under way before the restart; until then nothing new is sent."
         self._fenced = False
         "Another bridge may be at work in our place: nothing new is sent."
         self._stopping = False
@@ -106,11 +128,15 @@ class Bridge:
         self._sendids_reserved = 0
         self._alive = -ALIVE_S
         "When the store was told last that we are alive."
-        self._drops = LogLimiter()
-        self._limiter = FactLimiter()
+        self._gate = Gate(lambda: (line.address for line in self.server.lines))
+        self._drops = Limiter(total=DROPS_LOGGED, period=60.0)
+        self._drops_debugged = Tokens(DROPS_DEBUGGED_PER_S)
+        self._limiter = Limiter()
         self._mqtt = payloads.MqttInfo(version=None, session_present=False)
         self._connections = 0
         self._stall_drops = 0
+        self._ticked = now
+        "When the regular work was done last."
         self._lag = 0.0
         self._removed: list[str] = []
         "Lines that the store knows and the configuration does not."
@@ -120,11 +146,22 @@ class Bridge:
 
     # -- life
 
-    async def run(self, stop: asyncio.Event, broker: BrokerUrl) -> None:
-        """Serve until `stop` is set. Raises PortUnusable, and whatever is a bug."""
+    async def run(
+        self,
+        stop: asyncio.Event,
+        broker: BrokerUrl,
+        inherited: socket.socket | None = None,
+        serving: Callable[[UdpSocket], None] = lambda _: None,
+    ) -> None:
+        """Serve until `stop` is set, on an inherited UDP socket if there is one; `serving` is told which.
+
+        Raises PortUnusable, and whatever is a bug.
+        """
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
-        self.udp = self._open_udp()
+        self.udp = self._open_udp(inherited)
+        if self.udp.inherited:
+            self._take_what_waits(self.udp)
         self._go_on()
         self.udp.start()
         log.info(
@@ -139,6 +176,7 @@ class Bridge:
         }
         self._publish_bridge()
         self.pump()
+        serving(self.udp)
         ending: set[asyncio.Future[Any]] = {*tasks, self._failed}
         try:
             done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
@@ -151,33 +189,67 @@ class Bridge:
             await asyncio.gather(*tasks, return_exceptions=True)
             self.udp.close()
 
-    def _open_udp(self) -> UdpSocket:
-        listen = self.settings.udp
-        try:
-            return UdpSocket(listen.host, listen.port, self._guarded(self.datagrams_received))
-        except OSError as error:
-            raise PortUnusable(f"cannot listen on udp {listen.listen}: {error.strerror}") from None
+    def _open_udp(self, inherited: socket.socket | None) -> UdpSocket:
+        wanted, received = self.settings.udp, self._guarded(self.datagrams_received)
+        if inherited is None:
+            try:
+                return UdpSocket.bind(wanted.host, wanted.port, received)
+            except OSError as error:
+                raise PortUnusable(f"cannot listen on udp {wanted.listen}: {error.strerror}") from None
+        udp = UdpSocket(inherited, received, inherited=True)
+        if not udp.listens_on(wanted.host, wanted.port):
+            log.warning(
+                "udp.listen is %s, but the UDP socket that is kept for us listens on %s:%d; to change that, restart "
+                "what keeps it: the whole of goip-bridge, or its .socket unit of systemd",
+                wanted.listen,
+                *udp.address,
+            )
+        return udp
+
+    def _take_what_waits(self, udp: UdpSocket) -> None:
+        """All that gateways sent while nobody listened, at once: nothing leaves that it would have changed."""
+        waiting: list[tuple[bytes, Address]] = []
+        while len(waiting) < MOST_WAITING and (batch := udp.drain()):
+            waiting += batch
+        if waiting:
+            log.info("%d datagrams waited in the UDP socket", len(waiting))
+            self.datagrams_received(waiting)
 
     def _open_link(self, broker: BrokerUrl) -> MqttLink:
         return MqttLink(_link_config(self, broker), self)
 
     async def _shut_down(self) -> None:
-        """Take nothing more, hand over what is ready, say goodbye."""
+        """Take nothing more, hear of the last SMS, hand over what is ready, say goodbye."""
         assert self.link is not None
+        loop = asyncio.get_running_loop()
+        end = loop.time() + SHUTDOWN_S
         self._stopping = True
         log.info("stopping")
         if self._timer is not None:
             self._timer.cancel()
+        await self._hear_outcomes()
         self._save_lines(self.server.lines)
         self.publisher.say_goodbye()
         self.publisher.drain(self.clock.monotonic())
-        if self.link.connected and not self.publisher.idle:
-            self._handed_over = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._handed_over.wait(), SHUTDOWN_S)
-        await self.link.disconnect()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                if self.link.connected and not self.publisher.idle:
+                    self._handed_over = asyncio.Event()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._handed_over.wait(), min(HAND_OVER_S, end - loop.time() - 1.0))
+                await self.link.disconnect()
         self.pump()
         self._commit([], None)  # what the broker acknowledged last
+
+    async def _hear_outcomes(self) -> None:
+        """Begin and submit nothing more; wait for what became of the numbers that gateways have."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + DRAIN_S
+        self.server.wind_down(self.clock.monotonic())
+        self.pump()
+        while self.server.awaits_outcomes and not self._stalled and loop.time() < end:
+            await asyncio.sleep(0.02)
+            self._on_timer()
 
     def _guarded(self, callback: Callable[..., object]) -> Callable[..., None]:
         """asyncio only logs what a callback raises; here it ends the service."""
@@ -207,12 +279,13 @@ class Bridge:
             self.server.restore_repeat(line, key, now - max(0.0, wall - at))
         batch = Batch(self.run_info, wall)
         self._alive_before = self.store.get("alive") or 0.0
+        self._drops_before = self.store.get("drops") or 0
+        self._socket_before = self.store.get("socket")
         if self.store.restored:
             self.server.hold(now + self.settings.timing.restored_hold_s)
         with self.store.transaction():
             if self.store.restored:
                 self.ledger.doubt_all(batch)
-            self._tell_gap(batch)
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
                 self.answers.give(batch, command, "gateway_timeout", message, {})
@@ -230,25 +303,32 @@ class Bridge:
 
     def _go_on(self) -> None:
         """Once everything that waited in the socket was read: ask what became of the SMS that were under way."""
+        self._going_on = True
+        self._tell_gap()
         now, wall = self.clock.monotonic(), self.clock.time()
         for row in self.store.in_state("sending"):
             if submitted := self._submitted(row, now, wall):
                 self.server.resume_session(row.line, submitted, now)
         self._feed_all()
 
-    def _tell_gap(self, batch: Batch) -> None:
+    def _tell_gap(self) -> None:
         """Say when nobody listened: what gateways offered in that time may be lost."""
-        alive = self.store.get("alive")
-        if alive is None or batch.at - alive < GIVES_UP_S:
+        alive, wall = self._alive_before, self.clock.time()
+        if not alive or wall - alive < GIVES_UP_S:
             return
-        batch.fact(
-            self.topics.bridge("event"),
-            payloads.BridgeEvent,
-            event_type="outage_gap",
-            message="The bridge was not running. A gateway offers an SMS for about 12 s: what came in this time may be "
-            "found only on the gateways' own inbox pages.",
-            from_=payloads.timestamp(alive),
-            to=payloads.timestamp(batch.at),
+        held = self.udp is not None and self.udp.inherited and self.udp.identity == self._socket_before
+        dropped = self.udp.kernel_drops - self._drops_before if held and self.udp is not None else None
+        if dropped == 0:
+            return  # all that gateways sent waited in the socket
+        kept = "" if dropped is None else f" The UDP socket was held, but {dropped} datagrams found no room in it."
+        self._notices.append(
+            {
+                "event_type": "outage_gap",
+                "message": f"The bridge was not running.{kept} A gateway offers an SMS for about 12 s: what came in "
+                "this time may be found only on the gateways' own inbox pages.",
+                "from_": payloads.timestamp(alive),
+                "to": payloads.timestamp(wall),
+            }
         )
 
     # -- input
@@ -259,21 +339,47 @@ class Bridge:
             self._stalled_datagrams(batch)
             return
         now = self.clock.monotonic()
-        receive = self.server.receive_datagram
+        if now - self._ticked > ASLEEP_S:
+            self.server.listening_since = now
+        receive, gate = self.server.receive_datagram, self._gate
+        debug = log.isEnabledFor(logging.DEBUG)
         for data, address in batch:
+            if not gate.admits(address, now):
+                continue
             dropped = receive(data, address, now)
-            if dropped is not None and self._drops.admit(address[0], now):
-                log.warning("dropped %d bytes from %s:%d: %s", len(data), address[0], address[1], dropped)
-        if log.isEnabledFor(logging.DEBUG):
-            for data, address in batch:
+            if dropped is not None:
+                gate.refused(address, len(data), now)
+                self._log_drop(data, address, dropped, now)
+            elif debug:
                 log.debug("< %s:%d %s", *address, _outline(data))
         self.pump()
 
+    def _log_drop(self, data: bytes, address: Address, reason: str, now: float) -> None:
+        """Strangers send as much as they like: few of their datagrams are logged, and none with its contents."""
+        if (count := self._drops.admit(address[0], now)) is not None:
+            since = f" ({count - 1} more since this was logged last)" if count > 1 else ""
+            log.warning("dropped %d bytes from %s:%d: %s%s", len(data), *address, reason, since)
+        if log.isEnabledFor(logging.DEBUG) and self._drops_debugged.left(now):
+            self._drops_debugged.spend(1)
+            log.debug("< %s:%d %s: dropped, %s", *address, _outline(data), reason)
+
     def received(self, messages: list[Incoming]) -> None:
         """Take commands from the broker; one that is not committed is not acknowledged and comes again."""
-        if not self._stopping:
-            self._inbox.extend(messages)
-            self.pump()
+        self._backlog.extend(messages)
+        self._take_commands()
+
+    def _take_commands(self) -> None:
+        """Some at a time: a large one may take half a second, and the lines want their answers in between."""
+        if self._stopping:
+            return
+        size = 0
+        while self._backlog and size < COMMAND_BYTES:
+            message = self._backlog.popleft()
+            size += len(message.payload)
+            self._inbox.append(message)
+        if self._backlog:
+            asyncio.get_running_loop().call_soon(self._guarded(self._take_commands))
+        self.pump()
 
     def published(self, acks: list[tuple[int, int]]) -> None:
         """Take PUBACKs."""
@@ -408,6 +514,9 @@ class Bridge:
         if now - self._alive >= ALIVE_S:
             batch.alive = now
             self.store.put("alive", batch.at)
+            if self.udp is not None:
+                self.store.put("drops", self.udp.kernel_drops)
+                self.store.put("socket", self.udp.identity)
             self.store.advance_epoch()
         if batch.outbox:
             first = self.store.add_outbox(batch.outbox)
@@ -444,10 +553,20 @@ class Bridge:
             case commands.Ussd(code=code, timeout_s=timeout) as ussd:
                 wait = timeout if "timeout_s" in ussd.model_fields_set else self.settings.timing.ussd_s
                 self.server.ussd(order.target, order.n, code, wait, now)
+            case commands.SelfTest() as selftest:
+                if not self._begin_selftest(order, selftest):
+                    self._verdicts.append((order.n, "busy", SELFTEST_BUSY))
             case commands.BridgeReload():
                 self._verdicts.append((order.n, *self.reload()))
             case command:
                 self.server.request(order.target, order.n, operation(command), now)
+
+    def _begin_selftest(self, order: Order, selftest: commands.SelfTest) -> bool:
+        receiver = self.server.line(selftest.to)
+        number = receiver_number(selftest, receiver) if receiver is not None else None
+        if number is None or self._stopping or self._fenced:
+            return False
+        return self.server.selftest(order.target, order.n, selftest.to, number, self.clock.monotonic())
 
     def _feed_all(self) -> None:
         for name in self.store.queued_lines():
@@ -456,7 +575,7 @@ class Bridge:
     def _feed(self, name: str) -> None:
         """Give a line that is free the next SMS: those with the same text make one session."""
         line = self.server.line(name)
-        if line is None or not line.ready or self._stopping or self._fenced:
+        if line is None or not line.ready or self._stopping or self._fenced or not self._going_on:
             return
         rows = self.store.queued(name, SESSION_RECIPIENTS)
         if not rows:
@@ -547,6 +666,7 @@ class Bridge:
         self.server.datagrams[:0] = self._held_back
         self._held_back = []
         held, self._held, self._held_bytes = list(self._held), {}, 0
+        self.server.listening_since = self.clock.monotonic()
         self.datagrams_received(held)
         self.server.handle_timer(self.clock.monotonic())
         self.pump()
@@ -564,6 +684,7 @@ class Bridge:
 
     def _second(self) -> None:
         now, wall = self.clock.monotonic(), self.clock.time()
+        self._ticked = now
         self.publisher.retry_parked(now)
         if not self._stalled:
             if now - self._alive >= ALIVE_S:
@@ -689,7 +810,7 @@ class Bridge:
                 sent=udp.sent if udp else 0,
                 malformed=counters.malformed,
                 unauthorized=counters.unauthorized,
-                dropped=(udp.kernel_drops + udp.send_failures if udp else 0) + self._stall_drops,
+                dropped=(udp.kernel_drops + udp.send_failures if udp else 0) + self._stall_drops + self._gate.dropped,
             ),
             payloads.MqttHealth(
                 connected=self.link is not None and self.link.connected,
@@ -743,6 +864,7 @@ def _timing(settings: Settings) -> Timing:
         offline=timing.offline_s,
         resend=timing.resend_s,
         wait=timing.wait_s,
+        grace=2 * timing.resend_s,
         ussd=timing.ussd_s,
         evidence=timing.evidence_s,
         backoff=timing.backoff_s,
@@ -814,6 +936,5 @@ def _first_sendid(store: Store, clock: Clock) -> int:
 
 def _outline(datagram: bytes) -> str:
     """The verb and its number: never the password, which may follow anywhere."""
-    words = datagram[:80].decode(errors="replace").replace(";", " ").split(maxsplit=2)
-    shown = words[:1] if words and ":" in words[0] else words[:2]
-    return f"{' '.join(shown)} ({len(datagram)} bytes)"
+    match = _OUTLINE.match(datagram)
+    return f"{match.group().decode() if match else 'something else'} ({len(datagram)} bytes)"

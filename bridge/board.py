@@ -5,6 +5,7 @@ new. Nothing here is durable: after a restart it is all made anew.
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,8 @@ from bridge.publisher import Publisher
 from bridge.settings import Settings
 from bridge.store import Store
 from bridge.topics import Topics
+
+log = logging.getLogger(__name__)
 
 API = 1
 FEATURES = ["sms", "delivery", "ussd", "calls", "control", "jobs"]
@@ -66,6 +69,7 @@ class Board:
         for line, online in batch.availability.items():
             if line not in self.settings.lines:
                 continue  # removed a moment ago
+            log.info("line %s is %s", line, "online" if online else "offline")
             self._publisher.set_availability(self._topics.line(line, "availability"), online)
         for line, (sender, text) in batch.sms_last.items():
             self._publish_sms_last(line, sender, text, batch.at)
@@ -142,6 +146,7 @@ class Board:
             lines=payloads.LineCounts(
                 online=sum(bool(line.online) for line in self._server.lines), total=len(self.settings.lines)
             ),
+            store_low=self._store.low,
         )
         self._publisher.set_payload(self._topics.bridge("health"), health)
 
@@ -154,7 +159,7 @@ class Board:
         """The jobs that changed; returns those that ended just now."""
         changed, self._jobs = self._jobs, set()
         now = self._clock.time()
-        return [job for job in changed if self._publish_job(job, now)]
+        return [job for job in sorted(changed) if self._publish_job(job, now)]
 
     def jobs_changed(self, jobs: Iterable[str]) -> None:
         """These jobs are to be published again."""

@@ -37,6 +37,7 @@ MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 3000  # docs/protocol.md § 1: what a gateway takes
 MAX_RECIPIENTS = 10_000
 MAX_CHANNELS = 64  # the largest gateway has 32
+MAX_KEYS = 100  # of one object; a payload of 1 MiB holds a hundred thousand, each of which would be a fault to describe
 
 Code = Literal[
     "ok", "invalid_json", "invalid_payload", "unknown_command", "unknown_line", "line_offline", "line_disabled",
@@ -635,6 +636,23 @@ class CellSet(Command):
     "The cell in the gateway's words, as in `cells/get`: ASCII without blanks."
 
 
+class SelfTest(Command):
+    """Find out whether the line's firmware sends an SMS again when SEND is repeated, with 2 SMS to another line.
+
+    It takes about six minutes, in which other SMS of the line wait. Up to 6 SMS are charged where the firmware sends
+    repeated ones again.
+    """
+
+    model_config = _examples({"to": "goip2"}, {"id": "check-1", "to": "goip2", "number": "+4915112345678"})
+    path: ClassVar[str] = "selftest"
+    once: ClassVar[bool] = True
+
+    to: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+    "The line that receives the SMS: another one of this bridge."
+    number: Number | None = None
+    "Its phone number; not needed where its gateway knows that (`sim.number` in its state). An integer is its digits."
+
+
 class Refresh(Command):
     """Publish the line's retained state again."""
 
@@ -683,7 +701,7 @@ _LINE: tuple[type[Command], ...] = (
     Sms, Cancel, Pause, Resume, Ussd, UssdExit, NumberGet, NumberSet, ExpTimeGet, ExpTimeSet, RemainTimeGet,
     RemainTimeReset, GsmStateGet, InfoGet, CallDrop, ModuleReboot, ModuleEnable, ModuleDisable, ModulesSet,
     GatewayReboot, CallForwardGet, CallForwardSet, CallWaitingGet, CallWaitingSet, ImeiGet, ImeiSet, CallIntervalGet,
-    CallIntervalSet, CellsGet, CellGet, CellSet, Refresh,
+    CallIntervalSet, CellsGet, CellGet, CellSet, SelfTest, Refresh,
 )  # fmt: skip
 _BRIDGE: tuple[type[Command], ...] = (BridgePing, BridgeRefresh, BridgeLines, BridgeInbox, BridgeReload)
 
@@ -823,6 +841,8 @@ def _too_deep() -> CommandError:
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Python would keep the last of two equal keys, others keep the first: nobody may guess."""
     members = dict(pairs)
+    if len(pairs) > MAX_KEYS:
+        raise CommandError("too_large", f"an object has more than {MAX_KEYS} keys")
     if len(members) < len(pairs):
         repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise CommandError("invalid_json", f"the key {_quoted(repeated)} occurs twice")

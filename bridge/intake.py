@@ -16,6 +16,7 @@ from bridge.goip import events
 from bridge.goip.line import Line
 from bridge.goip.server import SmsServer
 from bridge.mqtt import Incoming
+from bridge.numbers import normalise
 from bridge.segments import segment
 from bridge.settings import Settings
 from bridge.store import CommandRow, Store
@@ -34,6 +35,12 @@ MAX_REQUESTS = 20
 MAX_REPEATS = 20
 "Repeats of one command that are answered when it is."
 MAX_EMPTIED = 1000
+SELFTEST_BUSY = "the line sends SMS or pauses, or one of the two lines is being tested"
+SELFTEST_VERDICTS = {
+    "safe": "Safe: a repeated SEND is answered from memory, and sends nothing.",
+    "unsafe": "Unsafe: the gateway sends an SMS again when SEND is repeated.",
+    "inconclusive": "Inconclusive: nothing was proved, and what was known before stays.",
+}
 
 _NOT_YET = (commands.Cancel, commands.Pause, commands.Resume, commands.BridgeInbox)
 
@@ -92,6 +99,10 @@ class Answers:
         self.give(
             batch, command, "gateway_timeout", "The gateway did not answer. It may have done it all the same.", {}
         )
+
+    def selftest(self, batch: Batch, command: CommandRow, verdict: str, report: dict[str, Any]) -> None:
+        """A self-test is over."""
+        self.give(batch, command, "ok", SELFTEST_VERDICTS[verdict], report)
 
     def ussd(self, batch: Batch, command: CommandRow, event: events.UssdEvent) -> None:
         """A USSD dialogue took a step."""
@@ -210,6 +221,8 @@ class Intake:
             return
         if command.expires_at is not None and command.expires_at.timestamp() <= batch.at:
             raise CommandError("expired", "expires_at: is over")
+        if self._store.low:
+            raise CommandError("storage", "the disk of the bridge is full; its log says more")
         if _is_pool(topic.target) or isinstance(command, _NOT_YET):
             raise CommandError("not_supported", "this version does not have this command yet")
         id = command.id
@@ -221,6 +234,8 @@ class Intake:
         elif isinstance(command, commands.Refresh):
             batch.refresh.add(topic.target)
             self._answers.give(batch, self._remember(row, warnings), "ok", "The retained state is published again.", {})
+        elif isinstance(command, commands.SelfTest):
+            self._selftest(row, command, warnings, batch)
         else:
             self._control(row, command, warnings, batch)
 
@@ -382,6 +397,26 @@ class Intake:
             raise CommandError("busy", f"{MAX_REQUESTS} commands are under way already")
         batch.orders.append(Order(self._remember(row, warnings).n, row.target, command))
 
+    def _selftest(self, row: CommandRow, command: commands.SelfTest, warnings: list[str], batch: Batch) -> None:
+        if command.to not in self.settings.lines:
+            raise CommandError("unknown_line", f"to: there is no line {command.to} in the configuration")
+        if command.to == row.target:
+            raise CommandError("invalid_payload", "to: should be another line")
+        line, receiver = self._line(row.target), self._line(command.to)
+        for one in (line, receiver):
+            if not one.usable:
+                raise CommandError("line_offline", f"line {one.name} is offline")
+            if one.disabled:
+                raise CommandError("line_disabled", f"the module of line {one.name} is switched off")
+            if one.fields.get("gsm_status") == "LOGOUT":
+                raise CommandError("line_offline", f"the SIM of line {one.name} has no network")
+        if receiver_number(command, receiver) is None:
+            message = f"number: is required, because the gateway does not know the number of line {receiver.name}"
+            raise CommandError("invalid_payload", message)
+        if not line.ready or receiver.tester is not None:
+            raise CommandError("busy", SELFTEST_BUSY)
+        batch.orders.append(Order(self._remember(row, warnings).n, row.target, command))
+
     def _bridge_command(self, row: CommandRow, command: Command, warnings: list[str], batch: Batch) -> None:
         accepted = self._remember(row, warnings)
         match command:
@@ -400,6 +435,14 @@ class Intake:
         line = self._server.line(name)
         assert line is not None, "the settings and the server have the same lines"
         return line
+
+
+def receiver_number(command: commands.SelfTest, receiver: Line) -> str | None:
+    """The number that a self-test sends to; None when nobody knows one."""
+    try:
+        return command.number or normalise(receiver.number or "")
+    except ValueError:
+        return None
 
 
 def _is_pool(target: str) -> bool:

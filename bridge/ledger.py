@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable
 from typing import Any
 
-from bridge import numbers, payloads
+from bridge import __version__, numbers, payloads
 from bridge.batch import Batch
 from bridge.goip import events, wire
 from bridge.goip.events import Address
 from bridge.goip.line import Proof
+from bridge.goip.selftest import SelfTest
 from bridge.goip.server import LineMemory, SmsServer
 from bridge.intake import Answers
 from bridge.segments import segment
@@ -105,7 +106,6 @@ class Ledger:
         batch.availability[line] = online
         batch.changed.add(line)
         batch.lines_changed = True
-        log.info("line %s is %s", line, "online" if online else "offline")
 
     def _line_moved(self, event: events.LineMoved, batch: Batch, _now: float) -> None:
         batch.changed.add(event.line)
@@ -135,6 +135,32 @@ class Ledger:
         )
         log.warning("line %s: %s", event.line, message)
         self._line_event(batch, event.line, "repeat_unsafe", message)
+
+    def _selftest_step(self, event: events.SelfTestStep, batch: Batch, _now: float) -> None:
+        command = self._store.command(event.token)
+        fields = {
+            "cmd": command.id if command else None,
+            "round": event.round,
+            "step": event.step,
+            "at_s": event.at,
+            "text": event.text,
+            "within_s": event.within,
+        }
+        batch.event(self._topics.line(event.line, "event"), payloads.Event, "selftest", fields)
+
+    def _selftest_ended(self, event: events.SelfTestEnded, batch: Batch, _now: float) -> None:
+        if event.verdict == "safe":  # `unsafe` was told as RepeatUnsafe
+            self._store.save_proof(event.line, Proof(True, event.identity, event.dense), batch.at)
+        log.info("line %s: the self-test ended: %s", event.line, event.verdict)
+        if command := self._store.command(event.token):
+            line = self._server.line(event.line)
+            hardware = {
+                "imei_tac": event.identity or None,
+                "operator": line.fields.get("pro") if line is not None else None,
+                "keepalive_fields": list(line.fields) if line is not None else [],
+            }
+            report = {"format": 1, "bridge": __version__, "gateway": hardware} | dict(event.report)
+            self._answers.selftest(batch, command, event.verdict, report)
 
     def _seen(self, event: events.Seen, batch: Batch, _now: float) -> None:
         batch.repeats.append((event.key, event.line, batch.at))
@@ -237,7 +263,7 @@ class Ledger:
                 self._odometer_due.append((now + ODOMETER_DELAY_S, sent))
 
     def _sms_failed(self, event: events.SmsFailed, batch: Batch, _now: float) -> None:
-        ambiguous = event.submitted and (event.code is None or event.code in AMBIGUOUS)
+        ambiguous = event.submitted and (event.code is None or event.code in AMBIGUOUS or event.repeated)
         error = payloads.Error(
             code=event.code,
             text=event.text,
@@ -308,6 +334,8 @@ class Ledger:
     def _sms_report(self, event: events.SmsReport, batch: Batch, _now: float) -> None:
         if event.state is None or not (event.state == 0 or event.state >= 64):
             return  # 1-31: done, but nobody knows how; 32-63: the network is still trying
+        if self._is_of_selftest(event):
+            return
         if event.sms_no is not None:
             settled = False
             for row in self._store.by_sms_no(event.line, event.sms_no, batch.at - REPORT_WINDOW_S):
@@ -318,6 +346,12 @@ class Ledger:
             if settled and not self._is_sending(event.line, event.number):
                 return  # the report of another part, or a second one
         self._store.add_report(event.line, event.sms_no, event.state, event.number, batch.at)
+
+    def _is_of_selftest(self, event: events.SmsReport) -> bool:
+        """The SMS of a self-test are none of ours: their reports must not settle another one to the same number."""
+        line = self._server.line(event.line)
+        session = line.session if line is not None else None
+        return isinstance(session, SelfTest) and same_number(session.number, event.number)
 
     def _is_sending(self, line: str, number: str) -> bool:
         return any(row.line == line and same_number(row.number, number) for row in self._store.in_state("sending"))
@@ -487,6 +521,8 @@ _HANDLERS: dict[type, Callable[[Ledger, Any, Batch, float], None]] = {
     events.LineReady: Ledger._line_ready,
     events.GatewayRebooted: Ledger._gateway_rebooted,
     events.RepeatUnsafe: Ledger._repeat_unsafe,
+    events.SelfTestStep: Ledger._selftest_step,
+    events.SelfTestEnded: Ledger._selftest_ended,
     events.Seen: Ledger._seen,
     events.SmsReceived: Ledger._sms_received,
     events.SmsSending: Ledger._sms_sending,

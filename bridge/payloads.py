@@ -181,7 +181,7 @@ class Event(Fact):
     """Any other event of a line. Topic `<base>/<id>/event`. Which fields are there depends on `event_type`."""
 
     event_type: str
-    "remain, expiry, cells, bcch, cellinfo, cgatt, or the gateway's own word in lower case."
+    "remain, expiry, cells, bcch, cellinfo, cgatt, selftest, or the gateway's own word in lower case."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,8 +233,8 @@ class Result:
     "For people; names the failing place, such as to[1]."
     data: dict[str, Any] = field(default_factory=dict)
     """What the command gives back: `job` (or null), `msgs`, `parts` and `encoding` for `sms`; `value` for most that end
-    in `get`; `enable` for call forwarding and waiting; `cells` for `cells/get`; `text` and `exit` for `ussd`. Empty
-    when it was refused."""
+    in `get`; `enable` for call forwarding and waiting; `cells` for `cells/get`; `text` and `exit` for `ussd`; `verdict`
+    (`safe`, `unsafe`, `inconclusive`) and the whole report for `selftest`. Empty when it was refused."""
     duplicate: bool = False
     "This is the answer of an earlier command with the same id."
     warnings: list[str] = field(default_factory=list)
@@ -496,6 +496,8 @@ class BridgeHealth:
     outbox: OutboxHealth
     queue: QueueCounts
     lines: LineCounts
+    store_low: bool = False
+    "The disk is full: commands are refused until there is room, what gateways say is still stored."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

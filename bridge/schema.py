@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter
@@ -22,6 +22,7 @@ from pydantic_core import core_schema
 from bridge import payloads
 from bridge.commands import BRIDGE_COMMANDS, LINE_COMMANDS, Command
 from bridge.config_cli import config_schema
+from bridge.intake import SELFTEST_VERDICTS
 from bridge.payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Result, encode, stamped
 from bridge.settings import Settings
 from bridge.topics import Topics
@@ -89,6 +90,25 @@ class Cgatt:
 
 
 @dataclass
+class SelfTest:
+    """A step of the line's self-test."""
+
+    cmd: str | None
+    "The id of the command."
+    round: int
+    "Which of its two SMS."
+    step: Literal["open", "send", "repeat", "answer", "copy", "pause", "watch"]
+    """`open` a session, `send` the SMS, `repeat` its SEND, `answer` of the gateway, `copy` of the SMS received by the
+    other line; `pause` and `watch` wait."""
+    at_s: float
+    "Seconds since it began."
+    text: str
+    "What was done, or the gateway's answer without its ids."
+    within_s: float | None
+    "Seconds until the next step at the latest, where that is known."
+
+
+@dataclass
 class OtherEvent:
     """Any other kind, as it came."""
 
@@ -107,6 +127,7 @@ EVENTS: dict[str, type] = {
     "bcch": Bcch,
     "cellinfo": CellInfo,
     "cgatt": Cgatt,
+    "selftest": SelfTest,
 }
 
 
@@ -121,6 +142,19 @@ _RESULT: Json = {"boot": _RUN, "seq": 3, "retryable": False, "status": "ok", "co
 _REFUSED: Json = _RESULT | {"status": "error"}
 _ANNA = "+4915112345678"
 _CELL = "LAC:7E5,CELL ID:5E5B"
+_SELFTEST: Json = {
+    "format": 1,
+    "bridge": "0.1.0",
+    "gateway": {"imei_tac": "49015420", "operator": "POL", "keepalive_fields": ["num", "signal", "gsm_status", "imei"]},
+    "verdict": "safe",
+    "reasons": [],
+    "copies": [1, 1],
+    "sms_nos": [17, 18],
+    "dense": True,
+    "took_s": 312.4,
+    "timing": {"repeat_s": 2.0, "known_s": 80.0, "forgotten_s": 100.0, "watch_s": 60.0},
+    "steps": [{"at_s": 0.0, "round": 1, "step": "open", "text": "SMS 1: MSG"}],
+}
 _CONFIG: Json = {
     "instance": "home",
     "mqtt": {"url": "mqtt://localhost:1883", "username": "bridge", "password": "broker-password"},
@@ -201,6 +235,7 @@ def _results() -> Iterator[Result]:
     yield Result(**done, id="door-45", command="info/get", data=info)
     yield Result(**done, id="door-46", command="call_forward/get", data={"enable": True, "number": _ANNA})
     yield Result(**done, id="door-47", command="cells/get", data={"cells": [23, 78, 456]})
+    yield Result(**_RESULT, id="check-1", command="selftest", message=SELFTEST_VERDICTS["safe"], data=_SELFTEST)
     ussd = {"text": "Balance: 12.50 EUR", "exit": False}
     yield Result(**_RESULT, id=f"{_RUN}-21", command="ussd", message="The network replied.", data=ussd)
     bad: Json = {"code": "invalid_payload", "message": "to[1]: is not a phone number"}
@@ -263,6 +298,11 @@ def _examples() -> dict[type, tuple[object, ...]]:
             _event("bcch", bcch=[23, 78]),
             _event("cellinfo", info=_CELL),
             _event("cgatt", cgatt=True),
+            _event("selftest", cmd="check-1", round=1, step="answer", at_s=4.2, text="OK 17", within_s=None),
+            _event(
+                "selftest", cmd="check-1", round=1, step="watch", at_s=4.3,
+                text="waiting 60 s for copies on the receiving line", within_s=60.0,
+            ),
             _event(
                 "num_iccid", kind="NUM_ICCID", fields={"iccid": "89480611000720000001"},
                 raw="NUM_ICCID:1780166784;id:goip1;iccid:89480611000720000001",

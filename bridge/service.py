@@ -1,4 +1,4 @@
-"""`goip-bridge run`: the bridge as a process, with its signals, its embedded broker and its exit code."""
+"""The bridge as a process, with its signals, its embedded broker and its exit code; bridge/supervisor.py starts it."""
 
 import argparse
 import asyncio
@@ -7,26 +7,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from bridge import settings as configuration
 from bridge.app import Bridge, PortUnusable
 from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.settings import BrokerUrl, ConfigError, Settings
 from bridge.store import Store, StoreError, StoreUnusable
+from bridge.supervisor import Keeper
 
 log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `goip-bridge run`."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: ./config.yaml)")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log every datagram, by its kind")
-
-
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace, keeper: Keeper) -> int:
     """Run until SIGTERM or SIGINT."""
-    set_up_logging(verbose=args.verbose)
     try:
         settings = configuration.load(args.config, os.environ)
     except ConfigError as error:
@@ -39,27 +32,21 @@ def main(args: argparse.Namespace) -> int:
     def reload() -> Settings:
         return configuration.load(args.config, os.environ)
 
-    return asyncio.run(serve(settings, reload))
+    return asyncio.run(serve(settings, reload, keeper))
 
 
-def set_up_logging(*, verbose: bool = False) -> None:
-    """To stderr; systemd and containers add the time themselves, but people at a terminal have only this."""
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
-
-
-async def serve(
-    settings: Settings, reload: Callable[[], Settings], ready: Callable[[Bridge], None] | None = None
-) -> int:
+async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keeper) -> int:
     """Run one bridge to its end; the exit code. Every fault is one readable line."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    if keeper.lifeline is not None:
+        loop.add_reader(keeper.lifeline, os._exit, 1)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     broker = EmbeddedBroker() if settings.mqtt.url is None else None
     store = None
     try:
-        store = Store(settings.store.path)
+        store = Store(settings.store.path, ballast=True)
         address = settings.mqtt.address
         if broker is not None:
             address = BrokerUrl.parse(await broker.start(settings.store.path.absolute().parent))
@@ -69,9 +56,7 @@ async def serve(
         assert address is not None
         bridge = Bridge(settings, store, reload)
         loop.add_signal_handler(signal.SIGHUP, bridge.reload_on_signal)
-        if ready is not None:
-            ready(bridge)
-        await bridge.run(stop, address)
+        await bridge.run(stop, address, keeper.held, lambda udp: keeper.serving(udp.socket))
     except (StoreUnusable, BrokerError) as error:
         log.error("%s", error)
         return 1

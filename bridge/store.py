@@ -7,6 +7,7 @@ waits for the disk.
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -166,9 +167,11 @@ class Store:
             with contextlib.ExitStack() as undo:
                 undo.callback(self._db.close)
                 self._open()
+                if self._ballast is not None:
+                    self._ballast.take()
+                self._witness = path.with_name(f"{path.name}-epoch")
+                self._compare_epochs()
                 undo.pop_all()
-            self._witness = path.with_name(f"{path.name}-epoch")
-            self._compare_epochs()
         except (sqlite3.Error, OSError) as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             advice = _ADVICE.get(code, "check that it and its folder can be written")
@@ -182,7 +185,8 @@ class Store:
         db.execute("PRAGMA temp_store = MEMORY")
         damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if damage != "ok":
-            raise StoreUnusable(f"{self.path}: {damage}; {_ADVICE[sqlite3.SQLITE_CORRUPT]}")
+            words = " ".join(damage.split())
+            raise StoreUnusable(f"{self.path}: {words}; {_ADVICE[sqlite3.SQLITE_CORRUPT]}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
             raise StoreUnusable(f"{self.path}: made by a newer version of this program (schema {version}); upgrade")
@@ -229,6 +233,8 @@ class Store:
         self.restored = epoch is not None and (witness is None or witness > epoch)
         "The file was put back, or came from elsewhere: what happened since it was saved is not in it."
         self._epoch: int = max(epoch or 0, witness or 0)
+        if epoch is None and witness is None:
+            self.witness_epoch()  # there before the first epoch is, so that a crash in between is no restoration
 
     def advance_epoch(self) -> None:
         """Part of a transaction."""
@@ -236,9 +242,18 @@ class Store:
         self.put("epoch", self._epoch)
 
     def witness_epoch(self) -> None:
-        """After that transaction. A file that can't be written makes a restored store look like the newest one."""
+        """After that transaction. A file that can't be written makes a restored store look like the newest one.
+
+        It is overwritten in place: emptied first, it would stay empty on a full disk, and the store look restored.
+        """
         with contextlib.suppress(OSError):
-            self._witness.write_text(f"{self._epoch}\n")
+            file = os.open(self._witness, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                os.write(file, b"%020d\n" % self._epoch)
+                if self._epoch == 0:
+                    os.fsync(file)
+            finally:
+                os.close(file)
 
     # -- meta
 

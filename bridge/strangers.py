@@ -2,7 +2,7 @@
 
 from bridge.goip import events
 from bridge.ledger import address_text
-from bridge.limits import FactLimiter
+from bridge.limits import Limiter
 from bridge.settings import Settings
 
 
@@ -10,7 +10,7 @@ class Strangers:
     """Decides which of them are told: once for each id and source, and not too many in all (docs/contract.md §2)."""
 
     def __init__(self) -> None:
-        self._limiter = FactLimiter()
+        self._limiter = Limiter()
 
     def notice(self, event: events.Unauthenticated, settings: Settings, now: float) -> dict[str, object] | None:
         """The fields of a fact on `bridge/event`, or None when this one is only counted."""

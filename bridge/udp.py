@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from bridge.goip.events import Address
 
@@ -21,36 +22,51 @@ MAX_DATAGRAM = 65_535
 class UdpSocket:
     """One socket for everything: boxes behind NAT accept answers from nowhere else (docs/protocol.md §1)."""
 
-    def __init__(self, host: str, port: int, received: Callable[[list[tuple[bytes, Address]]], None]) -> None:
-        """Bind. Raises OSError."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            self._socket.setblocking(False)
-            _set_receive_buffer(self._socket)
-            self._socket.bind((host, port))
-        except OSError:
-            self._socket.close()
-            raise
-        self.address: Address = self._socket.getsockname()[:2]
+    def __init__(
+        self, sock: socket.socket, received: Callable[[list[tuple[bytes, Address]]], None], *, inherited: bool = False
+    ) -> None:
+        """Take over a bound socket; `inherited` if others had it before us, and datagrams may wait in it."""
+        sock.setblocking(False)
+        self.socket = sock
+        self.address: Address = sock.getsockname()[:2]
+        self.inherited = inherited
         self.sent = 0
         self.send_failures = 0
         self._received = received
-        self._dropped_before = self._read_drops() or 0
+
+    @classmethod
+    def bind(cls, host: str, port: int, received: Callable[[list[tuple[bytes, Address]]], None]) -> Self:
+        """A socket of our own. Raises OSError."""
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            _set_receive_buffer(sock)
+            sock.bind((host, port))
+        except OSError:
+            sock.close()
+            raise
+        return cls(sock, received)
+
+    def listens_on(self, host: str, port: int) -> bool:
+        """Whether this is the address of the socket; port 0 is any."""
+        try:
+            wanted = socket.getaddrinfo(host, port, self.socket.family, socket.SOCK_DGRAM)[0][4]
+        except OSError:  # of the other family, or the name server is away
+            return False
+        return wanted[0] == self.address[0] and port in (0, self.address[1])
 
     def start(self) -> None:
         """Take datagrams from now on."""
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._on_readable)
+        asyncio.get_running_loop().add_reader(self.socket.fileno(), self._on_readable)
 
     def close(self) -> None:
         """Stop."""
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._socket.close()
+        asyncio.get_running_loop().remove_reader(self.socket.fileno())
+        self.socket.close()
 
     def send(self, datagram: bytes, address: Address) -> None:
         """Send, or count that the kernel would not: the protocol repeats what is lost."""
         try:
-            self._socket.sendto(datagram, address)
+            self.socket.sendto(datagram, address)
             self.sent += 1
         except OSError as error:
             self.send_failures += 1
@@ -58,14 +74,22 @@ class UdpSocket:
 
     @property
     def kernel_drops(self) -> int:
-        """Datagrams the kernel threw away because we were too slow, since the start."""
-        drops = self._read_drops()
-        return 0 if drops is None else drops - self._dropped_before
+        """Datagrams the kernel threw away since the socket was made: we were too slow, or away for too long."""
+        return self._read_drops() or 0
+
+    @property
+    def identity(self) -> str:
+        """What tells this socket from all others, also from those of before the machine was started."""
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            boot = ""
+        return f"{boot}:{os.fstat(self.socket.fileno()).st_ino}"
 
     def drain(self) -> list[tuple[bytes, Address]]:
         """What has arrived, up to one batch."""
         batch: list[tuple[bytes, Address]] = []
-        receive = self._socket.recvfrom
+        receive = self.socket.recvfrom
         try:
             while len(batch) < BATCH:
                 data, address = receive(MAX_DATAGRAM)
@@ -82,7 +106,7 @@ class UdpSocket:
 
     def _read_drops(self) -> int | None:
         """The last column of /proc/net/udp; None where there is none."""
-        inode = str(os.fstat(self._socket.fileno()).st_ino)
+        inode = str(os.fstat(self.socket.fileno()).st_ino)
         for name in ("udp", "udp6"):
             try:
                 lines = Path("/proc/net", name).read_text().splitlines()[1:]

@@ -162,6 +162,7 @@ class RawLine:
     async def register(self, **fields: str) -> None:
         """A keepalive and its answer, repeated until the bridge is there."""
         deadline = time.monotonic() + LIMIT_S
+        earlier: set[bytes] = set()
         while time.monotonic() < deadline:
             self.count += 1
             rest = "".join(
@@ -169,8 +170,11 @@ class RawLine:
             )
             with contextlib.suppress(TimeoutError, ConnectionError):
                 answer = await self.ask(f"req:{self.count};id:{self.id};pass:{self.password};{rest}", 0.5)
+                while answer in earlier:  # it waited in the socket for a bridge that started slowly
+                    answer = await self.receive(0.5)
                 assert answer == f"reg:{self.count};status:200;".encode(), answer
                 return
+            earlier.add(f"reg:{self.count};status:200;".encode())
         raise AssertionError("the bridge does not answer keepalives")
 
     def event(self, kind: str, rest: str | bytes, recvid: int | None = None) -> bytes:
@@ -192,14 +196,26 @@ class RawLine:
         self.socket.close()
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.append(int(status.parent.name))
+    return found
+
+
 @dataclass
 class BridgeProcess:
-    """`goip-bridge run` as a process of its own."""
+    """`goip-bridge run` as a process of its own: the supervisor, with the bridge itself as its child."""
 
     directory: Path
     config: dict[str, Any]
     process: asyncio.subprocess.Process | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = (sys.executable, "-m", "bridge", "run", "--config", "config.yaml")
     output: bytearray = field(default_factory=bytearray)
     "What it wrote, of all its runs: through a pipe, so that a full disk does not hide it."
     _reader: asyncio.Task[None] | None = None
@@ -220,7 +236,7 @@ class BridgeProcess:
     async def start(self) -> None:
         (self.directory / "config.yaml").write_text(yaml.safe_dump(self.config))
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bridge", "run", "--config", "config.yaml",
+            *self.command,
             cwd=self.directory, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=os.environ | self.environment,
         )  # fmt: skip
@@ -248,10 +264,23 @@ class BridgeProcess:
         return code
 
     async def kill(self) -> None:
-        """kill -9."""
+        """kill -9 of the supervisor, which takes the worker along: nobody holds the socket then."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         await self.ended()
+
+    @property
+    def worker_pid(self) -> int:
+        """The bridge itself."""
+        assert self.process is not None
+        (child,) = children(self.process.pid)
+        return child
+
+    def kill_worker(self) -> int:
+        """kill -9 of the bridge itself; the supervisor starts another one. The pid that was killed."""
+        pid = self.worker_pid
+        os.kill(pid, signal.SIGKILL)
+        return pid
 
     async def stop(self) -> int:
         """SIGTERM; the exit code."""
@@ -282,9 +311,9 @@ def bridge_config(broker: Broker | None, base: str, lines: dict[str, Any] | None
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, config: dict[str, Any]) -> AsyncIterator[BridgeProcess]:
-    """A started bridge; its log is shown when the test fails."""
-    bridge = BridgeProcess(directory, config)
+async def running(directory: Path, config: dict[str, Any], **options: Any) -> AsyncIterator[BridgeProcess]:
+    """A started bridge; its log is shown when the test fails. The options are fields of BridgeProcess."""
+    bridge = BridgeProcess(directory, config, **options)
     await bridge.start()
     try:
         yield bridge

@@ -134,6 +134,32 @@ async def test_a_failed_commit_is_tried_again_with_nothing_lost_or_doubled(store
     assert sorted(received) == list(range(50))
 
 
+async def test_while_another_bridge_may_be_at_work_nothing_new_is_sent(store: Store) -> None:
+    bridge = make(store)
+    bridge._go_on()
+    bridge.datagrams_received([(b"req:1;id:l0;pass:p;", ("127.0.0.1", 4000))])
+    sent: list[bytes] = []
+    bridge.udp = Recorder(sent)  # type: ignore[assignment]
+    bridge.takeover()
+    bridge.received([command("goip/l0/cmd/sms", b'{"to":"1","text":"x"}')])
+    bridge.datagrams_received([(b"req:2;id:l0;pass:p;", ("127.0.0.1", 4000))])
+    assert [data.split()[0] for data in sent] == [b"reg:1;status:200;", b"reg:2;status:200;"]
+    bridge.connected(session_present=True, version="5")
+    assert [data.split()[0] for data in sent][2:] == [b"MSG"]
+
+
+class Recorder:
+    """A UDP socket's side of sending."""
+
+    sent = send_failures = kernel_drops = 0
+
+    def __init__(self, sent: list[bytes]) -> None:
+        self._sent = sent
+
+    def send(self, data: bytes, _address: object) -> None:
+        self._sent.append(data)
+
+
 async def test_sms_of_a_line_that_is_gone_are_failed_at_the_next_start(store: Store) -> None:
     bridge = make(store, lines=2)
     bridge.datagrams_received([(b"req:1;id:l1;pass:p;", ("127.0.0.1", 4000))])

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -347,8 +348,7 @@ async def test_without_a_broker_sms_are_stored_and_delivered_later(tmp_path: Pat
 async def test_a_store_that_cannot_be_written_acknowledges_nothing_until_it_can(setup: Setup) -> None:
     line = setup.line
     await line.ask(line.event("RECEIVE", "srcnum:1;msg:before"))
-    assert setup.bridge.process is not None
-    pid = setup.bridge.process.pid
+    pid = setup.bridge.worker_pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, before[1]))
     datagram = line.event("RECEIVE", "srcnum:1;msg:during")
@@ -411,6 +411,72 @@ async def test_an_answer_after_a_crash_leaves_no_doubt(broker: Broker, tmp_path:
         await setup.watcher.until(setup.topic("delivery"), lambda seen: seen.json["event_type"] == "sent")
         told = [seen.json["event_type"] for seen in setup.watcher.on(setup.topic("delivery"))]
         assert [step for step, _ in itertools.groupby(told)] == ["queued", "sending", "sent"]
+
+
+async def test_after_a_crash_a_safe_line_is_asked_and_an_unproved_one_is_not(broker: Broker, tmp_path: Path) -> None:
+    async with set_up(broker, tmp_path, timing={"resend_s": 0.5}) as setup:
+        config = setup.bridge.config
+        for safety in ("unsafe", "safe"):
+            config["lines"][setup.id]["repeat_safety"] = safety
+            (setup.bridge.directory / "config.yaml").write_text(yaml.safe_dump(config))
+            await setup.watcher.publish("goip/bridge/cmd/reload", {"id": f"{safety}-{setup.id}"})
+            await setup.watcher.until("goip/bridge/result/reload", lambda seen, id=safety: id in seen.json["id"])
+            sendid = await submit(setup, safety)
+            setup.line.send(b"WAIT %b 1\n" % sendid)
+            await setup.line.register()  # answered after the WAIT was taken
+            await setup.bridge.kill()
+            await setup.bridge.start()
+            if safety == "unsafe":
+                await setup.line.register()
+                setup.line.send(b"OK %b 1 7" % sendid)
+                assert await setup.line.receive() == b"DONE %b\n" % sendid, "and not another SEND"
+            else:
+                assert await setup.line.receive() == b"SEND %b 1 49151\n" % sendid
+                assert await setup.line.ask(b"OK %b 1 8" % sendid) == b"DONE %b\n" % sendid
+                setup.line.send(b"DONE %b\n" % sendid)
+        await setup.watcher.until(setup.topic("delivery"), lambda seen: seen.json["sms_no"] == 8)
+        told = {seen.json["event_type"] for seen in setup.watcher.on(setup.topic("delivery"))}
+        assert told == {"queued", "sending", "sent"}
+
+
+async def test_a_restored_store_is_doubted_and_holds_its_lines(broker: Broker, tmp_path: Path) -> None:
+    id, config = new_config(broker, timing={"restored_hold_s": 3.0})
+    names = ("bridge.db", "bridge.db-wal")
+    async with watching(broker, "goip/#") as watcher, running(tmp_path, config) as bridge:
+        with raw_line(bridge.udp_port, id) as line:
+            setup = Setup(bridge, line, watcher)
+            await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"online")
+            assert (await setup.command("sms", {"to": "49151", "text": "alarm"}))["warnings"] == ["line_offline"]
+            await bridge.stop()
+            backup = {name: path.read_bytes() for name in names if (path := tmp_path / name).exists()}
+            await bridge.start()
+            await line.register()
+            sendid = (await line.receive()).split(b" ")[1]
+            await line.ask(b"PASSWORD %b" % sendid)
+            await line.ask(b"SEND %b" % sendid)
+            assert await line.ask(b"OK %b 1 7" % sendid) == b"DONE %b\n" % sendid
+            line.send(b"DONE %b\n" % sendid)
+            await watcher.until(setup.topic("delivery"), lambda seen: seen.json["event_type"] == "sent")
+            await bridge.stop()
+
+            for name in names:  # yesterday's backup is put back
+                (tmp_path / name).unlink(missing_ok=True)
+            for name, content in backup.items():
+                (tmp_path / name).write_bytes(content)
+            await bridge.start()
+            await line.register()
+            doubt = await watcher.until(setup.topic("delivery"), lambda seen: seen.json["event_type"] == "unknown")
+            assert (doubt.json["to"], doubt.json["evidence"]) == ("49151", "restored")
+            await watcher.until("goip/bridge/event", lambda seen: seen.json["event_type"] == "store_restored")
+            await setup.command("sms", {"to": "49152", "text": "new"})
+            held = time.monotonic()
+            assert (await line.receive()).endswith(b" 3 new\n"), "the old one is not sent again"
+            assert time.monotonic() - held > 0.5
+            assert line.nothing_waits()
+            await bridge.stop()
+            await bridge.start()
+            await bridge.logged("listening")
+            assert bridge.log.count("was restored") == 1, "from now on it is the newest one"
 
 
 async def submit(setup: Setup, text: str) -> bytes:

@@ -114,6 +114,8 @@ def sms(payload: object) -> Sms:
         ("cell/get", b"", {}),
         ("cell/set", {"value": "7E5"}, {"value": "7E5"}),
         ("cell/set", {"value": "0"}, {"value": "0"}),
+        ("selftest", {"to": "goip2"}, {"to": "goip2", "number": None}),
+        ("selftest", {"to": "goip2", "number": "+49 151 1"}, {"to": "goip2", "number": "+491511"}),
         ("refresh", b"", {}),
     ],
 )
@@ -147,14 +149,14 @@ def test_the_tables_are_complete():
         "call/drop call_forward/get call_forward/set call_interval/get call_interval/set call_waiting/get "
         "call_waiting/set cancel cell/get cell/set cells/get exp_time/get exp_time/set gateway/reboot gsm_state/get "
         "imei/get imei/set info/get module/disable module/enable module/reboot modules/set number/get number/set "
-        "pause refresh remain_time/get remain_time/reset resume sms ussd ussd/exit"
+        "pause refresh remain_time/get remain_time/reset resume selftest sms ussd ussd/exit"
     )
     assert " ".join(sorted(BRIDGE_COMMANDS)) == "inbox lines ping refresh reload"
 
 
 def test_what_must_not_run_twice():
     once = {path for path, model in (LINE_COMMANDS | BRIDGE_COMMANDS).items() if model.once}
-    assert once == {"ussd", "module/reboot", "gateway/reboot", "remain_time/reset"}
+    assert once == {"ussd", "module/reboot", "gateway/reboot", "remain_time/reset", "selftest"}
 
 
 @pytest.mark.parametrize(("target", "model"), MODELS)

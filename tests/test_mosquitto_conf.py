@@ -59,6 +59,7 @@ RISKY = [
     "goip/goip1/cmd/imei/set",
     "goip/goip1/cmd/imei/get",
     "goip/goip1/cmd/call_forward/set",
+    "goip/goip1/cmd/selftest",
     "goip/pool/alarms/cmd/imei/set",
     "goip/pool/alarms/cmd/call_forward/set",
 ]

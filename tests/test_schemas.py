@@ -154,7 +154,7 @@ def test_there_is_an_example_of_each_event_of_a_line():
     shown = {one["event_type"] for one in read_schema("event")["examples"]}
     assert shown > schema.EVENTS.keys()
     documented = (events.LineEvent.__doc__ or "").split("`")[1].split()
-    assert list(schema.EVENTS) == documented
+    assert list(schema.EVENTS) == [*documented, "selftest"]
 
 
 def test_an_example_of_the_configuration_is_a_configuration():
@@ -254,6 +254,9 @@ def test_the_examples_of_a_command_are_taken(name):
         ("cmd_modules_set", {"value": {"1": 1}}),
         ("cmd_call_forward_set", {"reason": "sometimes", "enable": False}),
         ("cmd_imei_set", {"value": "1"}),
+        ("cmd_selftest", {}),
+        ("cmd_selftest", {"to": "goip/2"}),
+        ("cmd_selftest", {"to": "goip2", "number": 10**15}),
         ("cmd_refresh", {"now": True}),
         ("cmd_refresh", {"expires_at": -1}),
         ("bridge_cmd_ping", {"pong": 1}),
@@ -394,7 +397,7 @@ async def test_everything_a_running_bridge_publishes_is_as_described(tmp_path, m
         await command_everything(link)
         gets = {path for path in LINE_COMMANDS if path.endswith("/get")}
         await link.until(
-            lambda: link.types("event") == {*schema.EVENTS, "num_iccid"},
+            lambda: link.types("event") == {*schema.EVENTS, "num_iccid"} - {"selftest"},
             lambda: link.types("call") >= {"ringing", "answered", "ended"},
             lambda: link.types("delivery") >= {"queued", "sending", "sent", "delivered", "failed"},
             lambda: link.types("bridge_event") >= {"line_online", "line_unknown", "line_unauthorized"},
@@ -408,6 +411,10 @@ async def test_everything_a_running_bridge_publishes_is_as_described(tmp_path, m
         await link.until(
             lambda: "gateway_reboot" in link.types("bridge_event"), lambda: "timeout" in link.types("ussd")
         )
+        link.command("goip/goip2/cmd/selftest", {"id": "test", "to": "goip1", "number": "+4911"})
+        await link.until(lambda: "selftest" in link.types("event"))
+        sim.line("goip1").reboot()
+        await link.until(lambda: any(body["data"].get("verdict") for body in link.json("result")))
         link.handler.takeover()
         link.handler._minute()  # or the test would take one
     assert {name for _, name, _ in link.seen if name} == PUBLISHED.keys()

@@ -123,6 +123,8 @@ class SmsFailed:
     text: str
     submitted: bool = True
     "Its SEND had left: without a code nobody can say whether it went out."
+    repeated: bool = False
+    "It left more than once, on firmware that may have sent the SMS for each: one of them may have gone out."
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +227,40 @@ class RepeatUnsafe:
     "Of the hardware, as `Line.identity`."
 
 
+@dataclass(frozen=True, slots=True)
+class SelfTestStep:
+    """A step of a self-test: `open send repeat answer copy pause watch`; published as `selftest`."""
+
+    line: str
+    token: int
+    at: float
+    "Seconds since it began."
+    round: int
+    "Which of its two SMS."
+    step: str
+    text: str
+    "What was done, or what the gateway answered, without numbers and ids."
+    within: float | None
+    "Seconds until the next step, where that is known."
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestEnded:
+    """A self-test is over: `safe`, `unsafe` or `inconclusive`."""
+
+    line: str
+    token: int
+    verdict: str
+    identity: str
+    "Of the hardware, as `Line.identity`."
+    dense: bool
+    "The second SMS had the next sms_no (§4.6)."
+    report: Mapping[str, object]
+    "All that was seen, without phone numbers and names of lines."
+
+
 Event = (
     LineOnline | LineOffline | LineMoved | LineChanged | LineReady | GatewayRebooted | RepeatUnsafe | Unauthenticated
     | Seen | SmsReceived | SmsSending | SmsSent | SmsFailed | SmsUnknown | SmsRequeued | SmsExpired | SmsReport
-    | CallEvent | UssdEvent | LineEvent | RequestAnswered | RequestTimedOut
+    | CallEvent | UssdEvent | LineEvent | RequestAnswered | RequestTimedOut | SelfTestStep | SelfTestEnded
 )  # fmt: skip

@@ -11,9 +11,11 @@ from typing import Protocol
 
 from bridge.goip import control, events, wire
 from bridge.goip.events import Address
-from bridge.goip.session import BulkSession, Outcomes, Phase, Recipient, Refusal
+from bridge.goip.selftest import SelfTest
+from bridge.goip.session import BulkSession, Outcomes, Recipient, Refusal, Session
 from bridge.goip.timing import Timing
 
+MAX_SUSPECTS = 100
 MAX_REPEATS = 10_000
 "Remembered events of a line; far more than a box can send while it still repeats."
 REPEATING = 15.0
@@ -35,12 +37,14 @@ class Output(Protocol):
     """What a line needs of its server."""
 
     timing: Timing
+    listening_since: float
     events: list[events.Event]
     datagrams: list[tuple[bytes, Address]]
 
     def new_sendid(self) -> int: ...
     def await_answer(self, sendid: int, line: "Line") -> None: ...
     def linger(self, sendid: int, outcomes: Outcomes, now: float) -> None: ...
+    def schedule(self, line: "Line") -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,9 @@ class Line:
     exp_time: int | None = None
     remain_time: int | None = None
     "Outgoing minutes left; -1 is unlimited."
-    session: BulkSession | None = None
+    session: Session | None = None
+    tester: "Line | None" = None
+    "The line whose self-test sends its SMS to this one."
     password_refused: bool = False
     blocked_until: float | None = None
     held_until: float = float("-inf")
@@ -132,10 +138,14 @@ class Line:
     _call_step: tuple[int, float] | None = None
     "The recvid of the newest STATE or HANGUP, and when it came: older ones were overtaken (§7.13)."
     _rebooted_at: float = float("-inf")
+    _suspects: list[tuple[wire.Event, bytes]] = field(default_factory=list)
+    "Events that are known, and yet too late to be repeats: the box may have rebooted, and count its recvids again."
     _check_disabled: bool = False
     _outgoing: list[bytes] = field(default_factory=list)
     _earlier: deque[Submitted] = field(default_factory=deque)
     "To be asked about, one after the other, before anything new is sent."
+    _receiver: "Line | None" = None
+    "The line to which the self-test of this one sends its SMS."
 
     # -- what the owner asks
 
@@ -167,6 +177,12 @@ class Line:
         return self.known is not None if self.declared_safe is None else self.declared_safe
 
     @property
+    def number(self) -> str | None:
+        """The SIM's phone number, where the gateway knows it."""
+        number = self.fields.get("num", "").strip()
+        return None if number in wire.UNSET else number
+
+    @property
     def disabled(self) -> bool:
         """The module is switched off (§3, disable_status)."""
         return self.fields.get("disable_status") == "1"
@@ -188,7 +204,7 @@ class Line:
 
     def _new_session(self, sendid: int) -> BulkSession:
         assert self.session is None
-        self.session = BulkSession(
+        self.session = session = BulkSession(
             line=self.name,
             sendid=sendid,
             password=self.password,
@@ -198,7 +214,29 @@ class Line:
             datagrams=self._outgoing,
         )
         self.out.await_answer(sendid, self)
-        return self.session
+        return session
+
+    def begin_selftest(self, token: int, receiver: "Line", number: str, now: float) -> None:
+        """Find out how the firmware takes repeated SENDs. The line must be `ready`; `receiver` has this number."""
+        self._receiver, receiver.tester = receiver, self
+        self.session = test = SelfTest(
+            line=self.name,
+            token=token,
+            number=number,
+            password=self.password,
+            identity=self.identity,
+            take_sendid=self._take_sendid,
+            timing=self.out.timing,
+            events=self.out.events,
+            datagrams=self._outgoing,
+        )
+        test.begin(now)
+        self._flush()
+
+    def _take_sendid(self) -> int:
+        sendid = self.out.new_sendid()
+        self.out.await_answer(sendid, self)
+        return sendid
 
     def hold(self, until: float) -> None:
         """Send no SMS before `until`."""
@@ -258,6 +296,7 @@ class Line:
         continues = address == self.address and self.count is not None and message.count > self.count
         if not continues and not self._believe(message.count, address, now):
             return
+        self._suspects.clear()  # it did not reboot: they were repeats, or replayed
         self.count = message.count
         self.smaller_count = None
         self.heard = now
@@ -298,13 +337,20 @@ class Line:
         self._rebooted_at = now
         self._call_step = None
         self.out.events.append(events.GatewayRebooted(self.name, address, self.reboots))
+        for message, data in self._suspects:
+            self._take_event(message, data, now)
+        self._tell_tester("restarted", now)
         if self.session is not None:
             self.session.abandon(now)
             self._after_session(now)
 
     def _take_fields(self, fields: dict[str, str], now: float) -> None:
-        before, was_disabled = self.fields, self.disabled
+        before, was_disabled, identity = self.fields, self.disabled, self.identity
         self.fields = fields
+        if self.identity != identity:
+            self._spoil_selftest("the module of the sending line was changed", now)
+        if before.get("gsm_status") == "LOGIN" != fields.get("gsm_status"):
+            self._tell_tester("lost its network", now)  # SMS may wait there
         self.out.events.append(events.LineChanged(self.name))
         if was_disabled and not self.disabled:
             self._become_ready()
@@ -320,14 +366,25 @@ class Line:
             self._come_online(address)
         if isinstance(message, wire.AtTrace):
             return False
-        key = _key(data, self.reboots)
-        if not self.remember(key, now):
-            return True
+        seen = self._seen.get(_key(data, self.reboots))
+        late = seen is not None and now - max(seen, self.out.listening_since) >= REPEATING
+        if seen is not None and late and now - seen < self.out.timing.repeats:
+            # No box repeats so long. Where the clock is not set, recvids begin again after a reboot (§2.1), of which
+            # the next keepalive tells; unacknowledged, the box repeats the event until then.
+            if len(self._suspects) < MAX_SUSPECTS:
+                self._suspects.append((message, data))
+            return False
         if now < self._rebooted_at + REPEATING and now < self._seen.get(_key(data, self.reboots - 1), -1e9) + REPEATING:
             return True  # first sent between the reboot and the keepalive that told us of it
-        self.out.events.append(events.Seen(self.name, key))
-        self._dispatch(message, now)
+        self._take_event(message, data, now)
         return True
+
+    def _take_event(self, message: wire.Event, data: bytes, now: float) -> None:
+        """Take an event, if it is new."""
+        key = _key(data, self.reboots)
+        if self.remember(key, now):
+            self.out.events.append(events.Seen(self.name, key))
+            self._dispatch(message, now)
 
     def remember(self, key: bytes, now: float) -> bool:
         """Note an event's key; false when it is already known (§6.3)."""
@@ -346,6 +403,7 @@ class Line:
         out, name = self.out.events, self.name
         match message:
             case wire.Receive():
+                self._witness(message.text, now)
                 raw = message.raw if message.damaged else None
                 out.append(
                     events.SmsReceived(
@@ -394,7 +452,7 @@ class Line:
 
     def receive_answer(self, sendid: int, message: wire.Message, now: float) -> None:
         """Take a message that answers something of ours."""
-        if self.session is not None and sendid == self.session.sendid:
+        if self.session is not None and sendid in self.session.sendids:
             self.session.receive(message, now)
             self._after_session(now)
         elif request := self._requests.get(sendid):
@@ -407,7 +465,7 @@ class Line:
     def awaits(self, sendid: int) -> bool:
         """Whether an answer with this sendid still means something."""
         return (
-            (self.session is not None and sendid == self.session.sendid)
+            (self.session is not None and sendid in self.session.sendids)
             or sendid in self._requests
             or (self._ussd is not None and sendid == self._ussd.sendid)
             or sendid in self._ussd_late
@@ -445,16 +503,24 @@ class Line:
         if self.online is not False and now >= self.heard + self.out.timing.offline:
             self.online = False
             self.out.events.append(events.LineOffline(self.name, self.address))
+            self._spoil_selftest("the sending line went offline", now)
+            self._tell_tester("went offline", now)
         if self.blocked_until is not None and now >= self.blocked_until:
             self.blocked_until = None
             self._become_ready()
 
+    def wind_down(self, now: float) -> None:
+        """Let a bulk session end early, with what is submitted; a self-test at once."""
+        if isinstance(self.session, BulkSession):
+            self.session.wind_down(now)
+            self._after_session(now)
+        else:
+            self._cut_off(now)
+
     def retire(self, now: float) -> None:
         """The line is no longer configured: what is under way on it ends here."""
-        if self.session is not None:
-            self.session.abandon(now)
-            self._outgoing.append(wire.encode_done(self.session.sendid))
-            self.session = None
+        self._cut_off(now)
+        self._tell_tester("was removed from the configuration", now)
         self._earlier.clear()
         self._flush()
         for request in self._requests.values():
@@ -479,26 +545,71 @@ class Line:
         if session.outcomes.doubled:
             session.safe = False
             self.learn_unsafe()
-        if session.phase is not Phase.CLOSED:
+        if not session.over:
             return
         self.session = None
         if session.outcomes.open or session.repeated:
-            self.out.linger(session.sendid, session.outcomes, now)
+            for sendid in session.sendids:
+                self.out.linger(sendid, session.outcomes, now)
+        if isinstance(session, SelfTest):
+            self._selftest_over(session)
         self._set_password_refused(self.password_refused or session.refusal is Refusal.PASSWORD)
         if session.refusal in (Refusal.REFUSED, Refusal.SILENT, Refusal.PASSWORD):
             timing = self.out.timing
-            self._backoff = min(self._backoff * 2 or timing.backoff, timing.backoff_max)
+            # A line that is heard and does not answer has a bad network, not a reason that takes longer to pass.
+            again = self._backoff * 2 if session.refusal is not Refusal.SILENT else 0.0
+            self._backoff = min(again or timing.backoff, timing.backoff_max)
             self.blocked_until = now + self._backoff
         else:
             self._backoff = 0.0
         self._next_earlier(now)
         self._become_ready()
 
+    # -- self-tests
+
+    def _witness(self, text: str, now: float) -> None:
+        """An inbound SMS may be that of another line's self-test."""
+        if (tester := self.tester) is not None and isinstance(tester.session, SelfTest):
+            tester.session.witness(text, now)
+            tester._after_session(now)
+            self.out.schedule(tester)
+
+    def _tell_tester(self, what: str, now: float) -> None:
+        """Copies of the SMS may be lost with that, or come too late to be counted."""
+        if self.tester is not None:
+            self.tester._spoil_selftest(f"the receiving line {what}", now)
+
+    def _spoil_selftest(self, reason: str, now: float) -> None:
+        if isinstance(self.session, SelfTest):
+            self.session.give_up(reason, now)
+            self._after_session(now)
+            self.out.schedule(self)
+
+    def _selftest_over(self, test: SelfTest) -> None:
+        if self._receiver is not None:
+            self._receiver.tester = None
+            self._receiver = None
+        if test.verdict == "safe":
+            self.proof = Proof(safe=True, identity=test.identity, dense=bool(test.dense))
+
     def learn_unsafe(self) -> None:
         """One SMS left twice: from now on SEND is not repeated on this firmware where that can be helped."""
         if self.known is None or self.known.safe:
             self.proof = Proof(safe=False, identity=self.identity)
             self.out.events.append(events.RepeatUnsafe(self.name, self.identity))
+
+    # -- small things
+
+    def _cut_off(self, now: float) -> None:
+        """End what occupies the line, without waiting for the box."""
+        session, self.session = self.session, None
+        if session is None:
+            return
+        session.abandon(now)
+        self._outgoing.append(wire.encode_done(session.sendids[-1]))
+        self._flush()
+        if isinstance(session, SelfTest):
+            self._selftest_over(session)
 
     def _set_password_refused(self, refused: bool) -> None:
         if refused is not self.password_refused:

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from bridge.goip import control, events, wire
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Proof, Submitted
-from bridge.goip.session import Outcomes, Recipient
+from bridge.goip.session import BulkSession, Outcomes, Recipient
 from bridge.goip.timing import Timing
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -99,6 +99,8 @@ class SmsServer:
         self.datagrams: list[tuple[bytes, Address]] = []
         self.counters = Counters()
         self.next_sendid = next_sendid
+        self.listening_since = now
+        "What comes soon after this may have waited for us, and be older than it seems."
         self._by_goip_id: dict[str, _Registered] = {}
         self._by_name: dict[str, _Registered] = {}
         self._answers: dict[int, Line] = {}
@@ -122,7 +124,7 @@ class SmsServer:
             line.declared_safe = config.repeat_safe
             registered = _Registered(line, config.password.encode(), config.allow_from)
             self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
-            self._schedule(line)
+            self.schedule(line)
         for registered in before.values():
             registered.line.retire(now)
         present = {id(registered.line) for registered in self._by_name.values()}
@@ -158,13 +160,13 @@ class SmsServer:
             if registered is None or registered.line is not line:
                 continue  # no longer configured
             line.handle_timer(now)
-            self._schedule(line)
+            self.schedule(line)
 
     def send_sms(self, name: str, text: str, recipients: Sequence[Recipient], now: float) -> None:
         """Begin a bulk session on a line that is `ready`."""
         line = self._by_name[name].line
         line.send_sms(text, recipients, now)
-        self._schedule(line)
+        self.schedule(line)
 
     def request(
         self, name: str, token: int | None, operation: control.Operation, now: float, timeout: float | None = None
@@ -172,13 +174,36 @@ class SmsServer:
         """Send a control command; answered by `RequestAnswered` or `RequestTimedOut`."""
         line = self._by_name[name].line
         line.request(token, operation, now, timeout)
-        self._schedule(line)
+        self.schedule(line)
 
     def ussd(self, name: str, token: int, code: str, timeout: float, now: float) -> None:
         """Send or queue a USSD code; answered by `UssdEvent`."""
         line = self._by_name[name].line
         line.ussd(token, code, timeout, now)
-        self._schedule(line)
+        self.schedule(line)
+
+    def selftest(self, name: str, token: int, receiver: str, number: str, now: float) -> bool:
+        """Begin a self-test of a line with an SMS to another one; false when they can't now. Ends with `SelfTestEnded`.
+
+        `number` is that of the receiving line.
+        """
+        line, other = self._by_name[name].line, self._by_name[receiver].line
+        if not line.ready or not other.usable or other.tester is not None:
+            return False
+        line.begin_selftest(token, other, number, now)
+        self.schedule(line)
+        return True
+
+    def wind_down(self, now: float) -> None:
+        """Submit nothing more, on any line; what is submitted still gets its outcome. Before the owner stops."""
+        for registered in self._by_name.values():
+            registered.line.wind_down(now)
+            self.schedule(registered.line)
+
+    @property
+    def awaits_outcomes(self) -> bool:
+        """An SMS is submitted whose outcome its session waits for."""
+        return any(isinstance(line.session, BulkSession) and line.session.awaits_outcome for line in self.lines)
 
     # -- what survives a restart
 
@@ -212,14 +237,14 @@ class SmsServer:
         if registered is None or not registered.line.resume(submitted, now):
             return False
         self._ended.pop(submitted.sendid, None)
-        self._schedule(registered.line)
+        self.schedule(registered.line)
         return True
 
     def hold(self, until: float) -> None:
         """Send no SMS on any line before `until`."""
         for registered in self._by_name.values():
             registered.line.hold(until)
-            self._schedule(registered.line)
+            self.schedule(registered.line)
 
     # -- output
 
@@ -278,7 +303,7 @@ class SmsServer:
             return "not authenticated"
         self._reply(wire.encode_registered(message.count), size, address)
         registered.line.receive_keepalive(message, address, now)
-        self._schedule(registered.line)
+        self.schedule(registered.line)
         return None
 
     def _event(self, message: wire.Event, data: bytes, address: Address, now: float) -> str | None:
@@ -287,7 +312,7 @@ class SmsServer:
             return "not authenticated"
         if registered.line.receive_event(message, data, address, now):
             self._reply(wire.encode_ack(message.kind, message.recvid), len(data), address)
-        self._schedule(registered.line)
+        self.schedule(registered.line)
         return None
 
     def _answer(self, message: wire.Message, address: Address, now: float) -> str | None:
@@ -301,7 +326,7 @@ class SmsServer:
                 self._late_outcome(ended, message, line)
         else:
             line.receive_answer(sendid, message, now)
-            self._schedule(line)
+            self.schedule(line)
         return None
 
     def _late_outcome(self, ended: _Ended, message: wire.SubmitOk | wire.SubmitError, line: Line) -> None:
@@ -336,7 +361,8 @@ class SmsServer:
 
     # -- timers
 
-    def _schedule(self, line: Line) -> None:
+    def schedule(self, line: Line) -> None:
+        """See to it that `handle_timer` looks at the line when it wants to be looked at."""
         deadline = line.deadline()
         if deadline is None or (line.scheduled is not None and line.scheduled <= deadline):
             return

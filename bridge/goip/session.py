@@ -8,6 +8,7 @@ back to the queue only on proof that the box did nothing with it (§4.3).
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from bridge.goip import events, wire
 from bridge.goip.timing import Timing
@@ -59,6 +60,8 @@ class Outcomes:
     "Numbers submitted whose outcome is not known yet, by telid: late answers are matched with it."
     sms_nos: dict[int, int] = field(default_factory=dict)
     "What the box called the SMS it sent, by telid."
+    repeated: set[int] = field(default_factory=set)
+    "The telids whose SEND left again, on firmware that may send twice: an error may be that of the second SMS."
     doubled: bool = False
     "The box sent one SMS twice: one telid got two sms_nos (§4.6)."
 
@@ -73,8 +76,30 @@ class Outcomes:
             case wire.SubmitOk(sms_no=sms_no):
                 out.append(events.SmsSent(self.line, recipient.msg, sms_no))
             case wire.SubmitError(code=code):
-                out.append(events.SmsFailed(self.line, recipient.msg, code, f"errorstatus:{code}"))
+                repeated = message.telid in self.repeated
+                out.append(events.SmsFailed(self.line, recipient.msg, code, f"errorstatus:{code}", repeated=repeated))
         return True
+
+
+class Session(Protocol):
+    """What occupies a line: a bulk session or a self-test."""
+
+    sendids: Sequence[int]
+    "Whose answers it takes."
+    deadline: float | None
+    authenticated: bool
+    refusal: Refusal
+    outcomes: Outcomes
+    safe: bool
+    repeated: bool
+
+    @property
+    def over(self) -> bool: ...
+    @property
+    def pending(self) -> set[int]: ...
+    def receive(self, message: wire.Message, now: float) -> None: ...
+    def handle_timer(self, now: float) -> None: ...
+    def abandon(self, now: float) -> None: ...
 
 
 class BulkSession:
@@ -93,6 +118,7 @@ class BulkSession:
     ) -> None:
         self.line = line
         self.sendid = sendid
+        self.sendids: Sequence[int] = (sendid,)
         self.phase = Phase.OPENING
         self.refusal = Refusal.NONE
         self.authenticated = False
@@ -163,6 +189,11 @@ class BulkSession:
                 pass  # a duplicate, or a late answer of a phase that is over
 
     @property
+    def over(self) -> bool:
+        """Nothing more will come of it but late answers."""
+        return self.phase is Phase.CLOSED
+
+    @property
     def pending(self) -> set[int]:
         """The SMS whose turn is still to come."""
         return {recipient.msg for recipient in self._pending}
@@ -188,6 +219,17 @@ class BulkSession:
                 self._close()
             case Phase.CLOSED:
                 self.deadline = None
+
+    @property
+    def awaits_outcome(self) -> bool:
+        """A number is submitted, and the box has not said what became of it."""
+        return self.phase in (Phase.SUBMITTED, Phase.WAITING)
+
+    def wind_down(self, now: float) -> None:
+        """Submit no more numbers: they stay in the owner's queue. One that is submitted still gets its outcome."""
+        self._pending.clear()
+        if self.phase in (Phase.OPENING, Phase.AUTHENTICATING):
+            self._done(now)
 
     def abandon(self, now: float) -> None:
         """The box rebooted: it knows nothing of this session any more."""
@@ -289,6 +331,8 @@ class BulkSession:
 
     def _repeat(self, now: float) -> None:
         self.repeated = True
+        if self.phase in (Phase.SUBMITTED, Phase.WAITING) and not self.safe:
+            self.outcomes.repeated.add(self._telid)
         self._transmissions += 1
         self._datagrams.append(self._datagram)
         self.deadline = now + self._timing.resend

@@ -32,6 +32,14 @@ class Timing:
     "An IDLE line ends its call when no HANGUP came within this time."
     repeats: float = 900.0
     "How long a repeated event of the box is recognised; the box itself repeats for about 12 s (§6.3)."
+    selftest_repeat: float = 2.0
+    "Between the two SENDs that a self-test repeats while the SMS waits: it takes 2 to 5 s (§4.2)."
+    selftest_known: float = 80.0
+    "Silence after which a session must still be known, for it is forgotten after 90 s (§4.2)."
+    selftest_forgotten: float = 100.0
+    "Silence after which a session must be forgotten: as far from 90 s as `selftest_known`."
+    selftest_watch: float = 60.0
+    "How long a self-test waits for copies of its SMS after the last SEND; networks deliver within seconds."
     session_transmissions: int = 4
     "Transmissions of MSG, PASSWORD and SEND in all, as the vendor's server does (§4.2)."
     request_transmissions: int = 3

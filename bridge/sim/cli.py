@@ -57,6 +57,9 @@ def _add_line_arguments(group: argparse._ArgumentGroup) -> None:
         "--id", default="goip%d", metavar="PATTERN", help="line id; %%d is the line's number (default goip%%d)"
     )
     group.add_argument("--password", default="password%d", metavar="PATTERN", help="its password (default password%%d)")
+    group.add_argument(
+        "--phone", default="", metavar="PATTERN", help="phone number: SMS between simulated lines arrive (+4917000%%d)"
+    )
     group.add_argument("--lines", type=_count, default=1, metavar="N", help="how many lines (default 1)")
     group.add_argument("--channels", type=_count, default=8, metavar="N", help="lines of one box (default 8)")
     group.add_argument("--profile", choices=PROFILES, default="spec", metavar="NAME", help="firmware, see below")
@@ -116,6 +119,10 @@ def main(args: argparse.Namespace) -> int:
     """Run; 0 when it ended as asked, 1 when it failed, 2 when the options make no sense together."""
     if args.lines > 1 and not has_number(args.id):
         return _fail(f"--lines {args.lines} needs %d in --id, {args.id!r} has none", 2)
+    if args.lines > 1 and args.phone and not has_number(args.phone):
+        return _fail(f"--lines {args.lines} needs %d in --phone, {args.phone!r} has none", 2)
+    if re.fullmatch(r"(\+?[0-9]*(%(0[1-9])?d)?)?", args.phone) is None:
+        return _fail(f"--phone {args.phone!r} is not a phone number", 2)
     if any(char in args.id for char in ";\r\n") or any(char in args.password for char in "; \r\n"):
         return _fail("--id must not contain ';' or newlines, --password neither those nor blanks", 2)
     if args.port_base is not None and args.port_base + args.lines > 65535:
@@ -143,6 +150,7 @@ def _options(args: argparse.Namespace) -> SimOptions:
         line=LineOptions(
             id=args.id,
             password=args.password,
+            phone=args.phone,
             profile=PROFILES[args.profile],
             keepalive=args.keepalive,
             time_scale=args.time_scale,

@@ -36,7 +36,8 @@ class Control:
 
     def __init__(self, line: SimulatedLine) -> None:
         self._line = line
-        self.gsm_num = ""
+        self.gsm_num = line.options.phone
+        "What the box knows as its number."
         self.imei = f"86000002{line.options.number:07d}"
         self.exp_time = 0
         self.remain_time = -1
@@ -139,6 +140,8 @@ class Control:
             case "ATCMD":
                 return self._tunnel(verb, sendid, now)
             case "set_gsm_num":
+                if not self._line.options.phone:
+                    self._line.world.give_number(value, self._line.receive_sms, before=self.gsm_num)
                 self.gsm_num = value
             case "set_exp_time":
                 self.exp_time = int(value)

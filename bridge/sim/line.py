@@ -60,6 +60,8 @@ class SimulatedLine:
         self.undecodable = 0
         "Datagrams that meant nothing to the box."
         self.control = Control(self)
+        if options.phone:
+            world.give_number(options.phone, self.receive_sms)
         self._undelivered: list[tuple[str, str, str, float]] = []
         "Inbound SMS the network keeps while the line is off: sender, text, centre, time."
         self._reset(0.0)

@@ -19,6 +19,8 @@ class LineOptions:
     password: str = "password%d"
     number: int = 1
     "Makes IMEI, IMSI and ICCID unique."
+    phone: str = ""
+    "The SIM's phone number, with `%d` as in `id`; without one it is what `set_gsm_num` says."
     profile: Profile = PROFILES["spec"]
 
     keepalive: float = 30.0
@@ -36,6 +38,8 @@ class LineOptions:
     "10 makes the mobile network ten times faster: SMS, reports, USSD, calls, booting."
     wait: tuple[float, float] | None = None
     "The radio's time for one SMS part; None is the profile's."
+    sms_delay: tuple[float, float] = (1.0, 4.0)
+    "From sending an SMS to its arrival, where that is a line of the same simulator."
     report_delay: tuple[float, float] = (3.0, 10.0)
     ussd_delay: tuple[float, float] = (1.0, 4.0)
     ring: tuple[float, float] = (2.0, 5.0)
@@ -64,8 +68,9 @@ class LineOptions:
     "How far the box's clock is off; it seeds recvid and is printed in senttime."
 
     def numbered(self, number: int) -> LineOptions:
-        """The options of one line out of many: `%d` and `%03d` in id and password become its number."""
-        return replace(self, id=_fill_in(self.id, number), password=_fill_in(self.password, number), number=number)
+        """The options of one line out of many: `%d` and `%03d` in id, password and phone become its number."""
+        id, password, phone = (_fill_in(pattern, number) for pattern in (self.id, self.password, self.phone))
+        return replace(self, id=id, password=password, phone=phone, number=number)
 
 
 def has_number(pattern: str) -> bool:

@@ -187,6 +187,7 @@ class SmsSender:
         else:
             number = f" {sms_no}" if self._line.options.profile.answers_sms_no else ""
             self._finish(job, f"OK {job.sendid} {job.telid}{number}\n", now)
+            self._plan_arrival(job, now)
             self._plan_report(job, sms_no, now)
         self._transmit(now)
 
@@ -194,6 +195,14 @@ class SmsSender:
         """Keep the outcome for questions, and push it (docs/protocol.md §4.1)."""
         job.answer = answer
         self._line.reply(job.source, answer, now)
+
+    def _plan_arrival(self, job: _Job, now: float) -> None:
+        """Only at another simulated line can it be seen."""
+        line = self._line
+        if phone := line.world.phone(job.number):
+            sender = line.control.gsm_num
+            delay = line.network_delay(line.options.sms_delay)
+            line.world.at(now + delay, lambda when: phone(sender, job.text, when))
 
     def _plan_report(self, job: _Job, sms_no: int, now: float) -> None:
         options = self._line.options

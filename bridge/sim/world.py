@@ -16,6 +16,8 @@ Address = tuple[str, int]
 Record = dict[str, str | int | float | bool | None]
 "One thing the modem did on its network: always with `at`, `line` and `what`."
 Action = Callable[[float], None]
+Delivery = Callable[[str, str, float], None]
+"Takes an SMS, from and text, at a time."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class World:
         self.rng = rng
         self.registered: set[str] = set()
         "Ids of the lines whose last keepalive answer was a login."
+        self._phones: dict[str, Delivery] = {}
+        "What takes an SMS to one of the lines, by the digits of its number."
         self._agenda: list[tuple[float, int, Action]] = []
         self._order = itertools.count()
         self._datagrams: list[Datagram] = []
@@ -43,6 +47,17 @@ class World:
     def at(self, when: float, action: Action) -> None:
         """Run `action` at `when`."""
         heapq.heappush(self._agenda, (when, next(self._order), action))
+
+    def give_number(self, number: str, phone: Delivery, before: str = "") -> None:
+        """A line can be reached under this number now, and no longer under the one before."""
+        if self.phone(before) == phone:
+            del self._phones[_digits(before)]
+        if digits := _digits(number):
+            self._phones[digits] = phone
+
+    def phone(self, number: str) -> Delivery | None:
+        """The line with this number; None for everybody else, whose SMS nobody sees."""
+        return self._phones.get(_digits(number))
 
     def deadline(self) -> float | None:
         """When `run_due` has something to do next."""
@@ -69,3 +84,8 @@ class World:
         """What the modems did since the last call."""
         records, self._records = self._records, []
         return records
+
+
+def _digits(number: str) -> str:
+    """A number without what is written around it: `+49…` and `0049…` are the same."""
+    return "".join(char for char in number if char.isdigit()).removeprefix("00")

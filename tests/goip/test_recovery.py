@@ -176,3 +176,92 @@ def test_held_line_sends_nothing_until_its_time_has_come():
     bench.advance(3)
     assert bench.line.ready
     assert bench.told(events.LineReady) == [events.LineReady("goip1")]
+
+
+# -- recvids that begin again
+
+
+@pytest.fixture
+def clockless() -> Bench:
+    """A box without a clock has just offered an SMS with a small recvid."""
+    bench = Bench()
+    bench.keepalive(count=100)
+    assert sms(bench) == ["RECEIVE 11 OK\n"]
+    assert len(bench.told(events.SmsReceived)) == 1
+    return bench
+
+
+def sms(bench: Bench) -> list[str]:
+    return bench.event("RECEIVE", "srcnum:+491;msg:ON", recvid=11)
+
+
+def test_repeats_of_a_box_are_acknowledged_and_taken_once(clockless):
+    for _ in range(4):
+        clockless.advance(3)
+        assert sms(clockless) == ["RECEIVE 11 OK\n"]
+    assert clockless.told(events.SmsReceived) == []
+
+
+def test_same_recvid_and_text_after_a_reboot_is_another_sms(clockless):
+    clockless.advance(40)
+    # Its first keepalive after the reboot was lost: nobody knows yet.
+    assert sms(clockless) == []
+    assert clockless.told(events.SmsReceived) == []
+    clockless.advance(3)
+    assert sms(clockless) == []
+    clockless.keepalive(count=2)
+    assert len(clockless.told(events.SmsReceived)) == 1
+    clockless.advance(3)
+    assert sms(clockless) == ["RECEIVE 11 OK\n"]
+    assert clockless.told(events.SmsReceived) == []
+
+
+def test_what_waited_in_the_socket_is_no_suspect(clockless):
+    clockless.advance(40)
+    clockless.server.listening_since = clockless.now
+    assert sms(clockless) == ["RECEIVE 11 OK\n"]
+    clockless.keepalive(count=1)
+    assert clockless.told(events.SmsReceived) == []
+
+
+def test_without_a_reboot_it_was_a_replay(clockless):
+    clockless.advance(29)
+    assert sms(clockless) == []
+    clockless.keepalive()
+    assert clockless.told(events.SmsReceived) == []
+    clockless.keepalive(count=1)
+    assert clockless.told(events.SmsReceived) == []
+
+
+def test_suspects_have_a_limit(clockless):
+    clockless.advance(29)
+    for _ in range(1000):
+        sms(clockless)
+    assert len(clockless.line._suspects) <= 100
+
+
+# -- an error after a SEND that was repeated
+
+
+@pytest.mark.parametrize(("safe", "doubtful"), [(False, True), (True, False)])
+def test_error_after_a_repeated_send_may_be_that_of_a_second_sms(safe, doubtful):
+    bench = Bench(repeat_safe=safe)
+    bench.submit("+491", "+492")
+    bench.advance(5)
+    bench.tell(f"ERROR {SENDID} 1 errorstatus:28")
+    assert [failed.repeated for failed in bench.told(events.SmsFailed)] == [doubtful]
+    bench.tell(f"ERROR {SENDID} 2 errorstatus:28")
+    assert [failed.repeated for failed in bench.told(events.SmsFailed)] == [False]
+
+
+def test_line_that_is_heard_and_does_not_answer_is_tried_again_at_the_same_pace():
+    bench = Bench()
+    for _ in range(5):
+        bench.send_sms()
+        assert len(bench.advance(20.1)) == 4  # three repeats of MSG, and DONE
+        bench.keepalive()
+        bench.advance(2.5)
+        assert bench.line.blocked_until == pytest.approx(bench.now + 30, abs=0.2)
+        bench.keepalive()
+        bench.advance(30.1)
+        bench.keepalive()

@@ -240,6 +240,8 @@ def test_bad_option_ends_with_2(words, capsys):
     [
         (["--lines", "2", "--id", "box"], 2, "needs %d in --id"),
         (["--id", "a;b"], 2, "--id must not contain"),
+        (["--lines", "2", "--phone", "+49"], 2, "needs %d in --phone"),
+        (["--phone", "anna"], 2, "is not a phone number"),
         (["--port-base", "65000", "--lines", "600"], 2, "leaves no ports"),
         (["--server", "no-such-host.invalid:1"], 1, "cannot find the server 'no-such-host.invalid'"),
         (["--radio-log", "/nonexistent/radio.jsonl"], 1, "cannot write the radio log"),

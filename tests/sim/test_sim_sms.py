@@ -238,6 +238,53 @@ def test_one_shot_sms(bench):
     assert box.tell("SMS 9 16 wrong +4911 x") == ["ERROR 9 16 PASSWORD\n"]
 
 
+def arrived(box, *, line: int = 1) -> list[tuple[object, object]]:
+    return [(r["from"], r["text"]) for r in box.records("received") if r["line"] == f"goip{line + 1}"]
+
+
+def test_sms_to_another_line_of_the_simulator_arrives_there(bench):
+    box = bench(lines=2, phone="+4917000%02d", wait=(2, 2), sms_delay=(3, 3))
+    assert "num:+491700001;" in box.gateway.lines[0].keepalive_text(box.now)
+    box.open_session()
+    box.tell("SEND 7 1 00491700002\n")
+    box.advance(4.9)
+    assert arrived(box) == []
+    box.advance(0.2)
+    assert arrived(box) == [("+491700001", "hello")]
+
+
+def test_sms_that_failed_or_is_for_somebody_else_arrives_nowhere(bench):
+    box = bench(lines=2, phone="+4917000%02d", wait=(2, 2), sms_delay=(0, 0))
+    box.open_session()
+    box.gateway.lines[0].sms.fail_next(38)
+    box.tell("SEND 7 1 +491700002\n", "SEND 7 2 +491700003\n")
+    box.advance(10)
+    assert len(box.records("submit")) == 2
+    assert arrived(box) == []
+
+
+def test_number_that_the_box_was_told_is_the_lines_number_where_it_has_no_other(bench):
+    box = bench(lines=2, wait=(0, 0), sms_delay=(0, 0))
+    box.open_session()
+    for telid, number in enumerate(("+491700002", "+491700003"), 1):
+        box.tell(f"set_gsm_num {telid} {number} password2", line=1)
+        box.tell(f"SEND 7 {telid} {number}\n")
+        box.advance(1)
+        assert arrived(box) == [("", "hello")] * telid
+    box.tell("SEND 7 3 +491700002\n")  # the number before
+    box.advance(1)
+    assert len(arrived(box)) == 2
+
+
+@pytest.mark.parametrize(("profile", "copies"), [("spec", 1), ("repeat_unsafe_wait", 2), ("repeat_unsafe_always", 2)])
+def test_sms_that_is_sent_twice_arrives_twice(bench, profile, copies):
+    box = bench(profile=profile, lines=2, phone="+4917000%02d", wait=(2, 2), sms_delay=(0, 1))
+    box.open_session()
+    box.tell("SEND 7 1 +491700002\n", "SEND 7 1 +491700002\n")
+    box.advance(10)
+    assert len(arrived(box)) == copies
+
+
 def test_delivery_report_follows_and_is_repeated_until_acknowledged(bench):
     box = bench(reports=1.0, wait=(2, 2), report_delay=(4, 4))
     box.open_session()

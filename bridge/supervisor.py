@@ -1,0 +1,379 @@
+"""`goip-bridge run`: a small process that starts the bridge, holds its UDP socket, and starts it again when it dies.
+
+The bridge itself (bridge/service.py) is the worker. It binds the socket and hands a duplicate up when it serves; every
+later worker gets that one, and reads what gateways sent while none ran. Nothing of the bridge is imported here, so that
+this process stays small and has little that could fail.
+
+Supervisor and worker have a pair of stream sockets between them, and say all they have to say in one byte each:
+
+- down, at the start: with the held socket, if there is one;
+- up, when the worker serves: with the socket it bound, if none was held;
+- end of file: the other side is gone.
+
+Under systemd's socket activation systemd does all of this, and the bridge runs in this process.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+STOP_S = 9.0
+"How long a worker may take to stop before it is killed: Docker kills everything after 10 s."
+LONGEST_PAUSE_S = 60.0
+STEADY_S = 60.0
+"After this long without dying, the next restart comes without delay again."
+SYSTEMD_FIRST_FD = 3
+"SD_LISTEN_FDS_START."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `goip-bridge run`."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: ./config.yaml)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every datagram, by its kind")
+    parser.add_argument(
+        "--no-supervisor",
+        action="store_true",
+        help="run the bridge in this process: nothing starts it again, and nothing holds its UDP socket meanwhile",
+    )
+    parser.add_argument("--worker-fd", type=int, help=argparse.SUPPRESS)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run until SIGTERM or SIGINT."""
+    set_up_logging(verbose=args.verbose)
+    if args.worker_fd is not None:
+        return _serve(args, Supervised(args.worker_fd))
+    try:
+        systemd = Systemd(os.environ)
+    except UnusableSocketError as error:
+        log.error("%s", error)
+        return 2
+    if args.no_supervisor or systemd.held is not None:
+        return _serve(args, systemd)
+    # As we were started, whether as a module or as a script, and with the interpreter's own options.
+    return Supervisor([sys.executable, *sys.orig_argv[1:]], systemd.notify).run()
+
+
+def set_up_logging(*, verbose: bool = False) -> None:
+    """To stderr; systemd and containers add the time themselves, but people at a terminal have only this."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+
+
+def _serve(args: argparse.Namespace, keeper: "Keeper") -> int:
+    from bridge import service  # here: it is large, and the supervisor does without
+
+    return service.main(args, keeper)
+
+
+# -- the supervisor ----------------------------------------------------------------------------------------------
+
+
+class Supervisor:
+    """Starts `command` with `--worker-fd N` again and again."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        notify: Callable[[str], None] = lambda _: None,
+        *,
+        stop_s: float = STOP_S,
+        longest_pause_s: float = LONGEST_PAUSE_S,
+        steady_s: float = STEADY_S,
+    ) -> None:
+        self._command = list(command)
+        self._notify = notify
+        self._stop_s = stop_s
+        self._longest_pause_s = longest_pause_s
+        self._steady_s = steady_s
+        self._held: socket.socket | None = None
+        self._pid: int | None = None
+        self._code = 0
+        "How the last worker ended: its exit code, or the signal as a negative number."
+        self._pair: socket.socket | None = None
+        self._serving = False
+        self._ever_served = False
+        self._reload = False
+        "SIGHUP came while nobody could take it."
+        self._kill_at: float | None = None
+        "Set when we were told to stop."
+        self._killed = False
+        self._wakeup = _wake_up_on(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT, or until the first worker ends before it served; the exit code."""
+        pauses = _pauses(self._longest_pause_s)
+        while True:
+            started = time.monotonic()
+            self._start()
+            while self._pid is not None:
+                self._attend(None if self._killed else self._kill_at)
+                if self._kill_at is not None and time.monotonic() >= self._kill_at:
+                    self._kill()
+            if self._kill_at is not None:
+                return self._stopped()
+            if not self._ever_served:
+                return self._never_served()
+            if time.monotonic() - started >= self._steady_s:
+                pauses = _pauses(self._longest_pause_s)
+            if not self._pause(next(pauses)):
+                return 0
+
+    def _pause(self, seconds: float) -> bool:
+        """Say why and wait; false when we were told to stop. SIGHUP ends it: what was wrong may have been mended."""
+        log.error(
+            "the bridge ended with %s; starting it again %s. The UDP socket is held: what gateways send meanwhile is "
+            "read then",
+            _how(self._code),
+            f"in {seconds:g} s" if seconds else "now",
+        )
+        until = time.monotonic() + seconds
+        while self._kill_at is None and not self._reload and time.monotonic() < until:
+            self._attend(until)
+        return self._kill_at is None
+
+    # -- the worker
+
+    def _start(self) -> None:
+        """Start a worker; one that can't be started counts as one that ended."""
+        self._serving = self._reload = False
+        self._pair, theirs = socket.socketpair()
+        with theirs:
+            self._pair.setblocking(False)
+            theirs.set_inheritable(True)
+            try:
+                self._pid = os.posix_spawn(
+                    self._command[0],
+                    [*self._command, "--worker-fd", str(theirs.fileno())],
+                    os.environ,
+                    setpgroup=0,  # Ctrl-C is for us; the worker hears of it once, from us
+                    setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # Python ignores these
+                )
+            except OSError as error:
+                log.error("cannot start %s: %s", self._command[0], error.strerror)
+                self._ended(1)
+                return
+        with contextlib.suppress(OSError):  # it is gone already; SIGCHLD tells
+            _send(self._pair, self._held)
+
+    def _attend(self, until: float | None) -> None:
+        """Wait for a signal or for the worker's word, and act on it; `until` is a time by the monotonic clock."""
+        timeout = None if until is None else max(0.0, until - time.monotonic())
+        select.select([self._wakeup, *([self._pair] if self._pair is not None else [])], [], [], timeout)
+        self._listen()
+        with contextlib.suppress(BlockingIOError):
+            for number in self._wakeup.recv(4096):
+                self._take(signal.Signals(number))
+
+    def _take(self, number: signal.Signals) -> None:
+        if number == signal.SIGCHLD:
+            self._reap()
+        elif number == signal.SIGHUP:
+            self._reload = not (self._serving and self._signal(number))
+        elif number in (signal.SIGTERM, signal.SIGINT) and self._kill_at is None:
+            self._notify("STOPPING=1")
+            self._kill_at = time.monotonic() + self._stop_s
+            self._signal(signal.SIGTERM)
+
+    def _reap(self) -> None:
+        """All that ended: as process 1 of a container we inherit every orphan."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+                if ended[0] == self._pid:
+                    self._ended(os.waitstatus_to_exitcode(ended[1]))
+
+    def _listen(self) -> None:
+        """Hear whether the worker serves."""
+        if self._pair is None:
+            return
+        try:
+            word, sent = _receive(self._pair)
+        except BlockingIOError:
+            return
+        except OSError:  # a worker that died without reading our byte resets the connection
+            word, sent = b"", None
+        if not word:
+            self._pair.close()
+            self._pair = None
+            return
+        self._held = sent or self._held
+        self._serving = self._ever_served = True
+        self._notify("READY=1")
+        if self._reload and self._signal(signal.SIGHUP):
+            self._reload = False
+
+    def _ended(self, code: int) -> None:
+        self._listen()  # its last word
+        if self._pair is not None:
+            self._pair.close()
+            self._pair = None
+        self._pid = None
+        self._serving = False
+        self._code = code
+
+    def _signal(self, number: signal.Signals) -> bool:
+        if self._pid is None:
+            return False
+        os.kill(self._pid, number)  # never another process: its number is free only after it was reaped
+        return True
+
+    def _kill(self) -> None:
+        if not self._killed:
+            log.error("the bridge did not stop within %g s; killing it", self._stop_s)
+            self._killed = True
+            self._signal(signal.SIGKILL)
+
+    # -- the end
+
+    def _stopped(self) -> int:
+        # A SIGTERM that comes before the worker has its handler ends it as well, and as cleanly.
+        if self._code in (0, -signal.SIGTERM):
+            return 0
+        if not self._killed:
+            log.error("the bridge ended with %s while it was stopping", _how(self._code))
+        return max(self._code, 1)
+
+    def _never_served(self) -> int:
+        if self._code < 0:
+            log.error("the bridge ended with %s", _how(self._code))
+            return 1
+        return self._code  # the worker has said why
+
+
+def _wake_up_on(*numbers: signal.Signals) -> socket.socket:
+    """A socket from which the numbers of these signals can be read. Handlers, because process 1 has no defaults."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+    return ours
+
+
+def _pauses(longest: float) -> Iterator[float]:
+    yield 0.0
+    pause = 1.0
+    while True:
+        yield min(pause, longest)
+        pause = min(2 * pause, longest)
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:  # a realtime signal
+        return f"signal {-code}"
+
+
+def _send(pair: socket.socket, shared: socket.socket | None) -> None:
+    if shared is None:
+        pair.send(b".")
+    else:
+        socket.send_fds(pair, [b"."], [shared.fileno()])
+
+
+def _receive(pair: socket.socket) -> tuple[bytes, socket.socket | None]:
+    word, descriptors, _, _ = socket.recv_fds(pair, 1, 1)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+        return word, socket.socket(fileno=descriptor)
+    return word, None
+
+
+# -- what keeps the socket, as the bridge sees it ----------------------------------------------------------------
+
+
+class Supervised:
+    """The supervisor, from below. A worker must not outlive it: two bridges would share one socket and one store."""
+
+    def __init__(self, fd: int) -> None:
+        self.lifeline: socket.socket | None = socket.socket(fileno=fd)
+        "Readable when the supervisor is gone."
+        self.lifeline.set_inheritable(False)
+        _die_with_parent()
+        word, self.held = _receive(self.lifeline)
+        "The socket that an earlier worker bound."
+        # It may have died before it could take us along. A dying process closes its files before it tells its children.
+        if not word or select.select([self.lifeline], [], [], 0)[0]:
+            os._exit(1)
+
+    def serving(self, bound: socket.socket) -> None:
+        """The bridge serves, on this socket."""
+        assert self.lifeline is not None
+        with contextlib.suppress(OSError):  # it is gone: so are we, soon
+            _send(self.lifeline, bound if self.held is None else None)
+
+
+class UnusableSocketError(Exception):
+    """What systemd passed is not a UDP socket; the text says what to do."""
+
+
+class Systemd:
+    """systemd, or whatever else speaks its protocols, or nobody: what the environment says.
+
+    The variables are taken out of it: they are for us, not for the processes that we start.
+    """
+
+    lifeline = None
+
+    def __init__(self, environment: MutableMapping[str, str]) -> None:
+        self._notify_path = environment.pop("NOTIFY_SOCKET", "")
+        for_us = environment.pop("LISTEN_PID", "") == str(os.getpid())
+        count = environment.pop("LISTEN_FDS", "")
+        environment.pop("LISTEN_FDNAMES", None)
+        self.held = _passed_socket(int(count)) if for_us and count.isdecimal() and count != "0" else None
+        "The socket of the .socket unit."
+
+    def serving(self, _bound: socket.socket) -> None:
+        """The bridge serves."""
+        self.notify("READY=1")
+
+    def notify(self, state: str) -> None:
+        """Tell the service manager, where it wants to know (Type=notify)."""
+        if not self._notify_path:
+            return
+        path = self._notify_path
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+Keeper = Supervised | Systemd
+
+
+def _passed_socket(count: int) -> socket.socket:
+    if count > 1:
+        raise UnusableSocketError(
+            f"systemd passes {count} sockets, and the bridge can use one: leave one ListenDatagram= in its .socket unit"
+        )
+    try:
+        passed = socket.socket(fileno=SYSTEMD_FIRST_FD)
+    except OSError as error:
+        raise UnusableSocketError(f"what systemd passes is not a socket: {error.strerror}") from None
+    if passed.type != socket.SOCK_DGRAM or passed.family not in (socket.AF_INET, socket.AF_INET6):
+        raise UnusableSocketError(
+            "what systemd passes is not a UDP socket: write ListenDatagram= with a port into the .socket unit"
+        )
+    passed.set_inheritable(False)
+    return passed
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill us when the supervisor dies, however busy we are."""
+    if sys.platform == "linux":
+        import ctypes  # here: the supervisor does without
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""Fuzzing what outsiders send: datagrams of gateways and payloads of commands (`python -m fuzz`, `make fuzz`)."""

@@ -1,0 +1,80 @@
+"""A little of the whole bridge in a virtual world; `make simulate` runs more (docs/reliability.md)."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reliability.simulation import SCENARIOS, SHORT, every_crash, simulate
+
+REGRESSIONS: list[tuple[str, int]] = [
+    ("flaky_ntp", 17),  # an SMS with the recvid of one from before a reboot that nobody knew of yet
+    ("flaky_ntp", 21),
+    ("storm", 1071),  # a repeat that waited for the disk, taken for an SMS of after a reboot
+    ("quiet_rough", 20),  # the error of a second submission, told as if the first had failed
+]
+"Scenarios and seeds that once failed."
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_invariant_holds(name: str) -> None:
+    for seed in (1, 2):
+        report, simulation = simulate(SCENARIOS[name], seed)
+        assert not report.violations, f"python -m reliability.simulation --scenario {name} --seed {seed}"
+        assert simulation.sends >= SCENARIOS[name].sms * 0.9, "the run did not do what it is for"
+
+
+@pytest.mark.parametrize(("name", "seed"), REGRESSIONS)
+def test_what_once_failed_does_not_fail_again(name: str, seed: int) -> None:
+    assert not simulate(SCENARIOS[name], seed)[0].violations
+
+
+@pytest.mark.parametrize("qualified", [True, False])
+def test_a_crash_at_every_step_loses_nothing_and_doubles_nothing(qualified: bool) -> None:
+    scenario = replace(SHORT, qualified=qualified, profile="spec" if qualified else "repeat_unsafe_wait")
+    runs = 0
+    for steps, report in every_crash(scenario, seed=1):
+        assert not report.violations, steps
+        assert report.counts.unknown == 0 or not qualified, steps
+        runs += 1
+    assert runs > 100, "that is not every step"
+
+
+def test_two_crashes_in_a_row() -> None:
+    """The second hits the recovery from the first."""
+    for first in range(10, 190, 9):
+        for second in (1, 2, 4, 8, 16):
+            report, simulation = simulate(SHORT, 1, (first, second))
+            assert not report.violations, (first, second)
+            assert len(simulation.lives) >= 3
+
+
+def test_a_seed_replays() -> None:
+    """Also in another process, where hashes of strings differ."""
+    code = (
+        "from reliability.simulation import SCENARIOS, simulate; "
+        "print(simulate(SCENARIOS['storm'], 3)[1].fingerprint())"
+    )
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parent,
+            env=os.environ | {"PYTHONHASHSEED": number},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for number in ("1", "2")
+    }
+    assert len(prints) == 1
