@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := check
 .DELETE_ON_ERROR:
-.PHONY: help check demo test format format-check lint types schemas schemas-check bench chaos mutations clean
+.PHONY: help check demo test format format-check lint types schemas schemas-check fuzz bench chaos mutations clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ schemas: $(VENV)/.dev ## Write schemas/ anew from the code
 
 schemas-check: $(VENV)/.dev
 	$(PY) -m bridge.schema --check schemas
+
+fuzz: $(VENV)/.dev ## Search for input that does harm; ARGS="--seconds 600 --target datagrams --save"
+	cd tests && ../$(PY) -m fuzz $(ARGS)
 
 bench: $(VENV)/.dev ## Measure
 	$(PY) -m benchmarks $(ARGS)

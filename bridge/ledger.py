@@ -13,7 +13,7 @@ from bridge import __version__, numbers, payloads
 from bridge.batch import Batch
 from bridge.goip import events, wire
 from bridge.goip.events import Address
-from bridge.goip.line import Proof
+from bridge.goip.line import Line, Proof
 from bridge.goip.selftest import SelfTest
 from bridge.goip.server import LineMemory, SmsServer
 from bridge.intake import Answers
@@ -427,12 +427,24 @@ class Ledger:
         if any(row.reboots != line.reboots or row.attempt > 1 or segment(row.text).parts > 1 for row in rows):
             return  # another submission, or another count, may be between them
         went = (after.sms_no - before.sms_no) % ODOMETER_WRAPS - 1
-        if went == len(doubtful):
+        if went == len(doubtful) and not self._box_sent_between(line, before, after, batch.at):
             for row in doubtful:
                 self._move(batch, row, "sent", {}, evidence="odometer")
         elif went == 0:
             for row in doubtful:
                 self._not_sent(batch, row)
+
+    def _box_sent_between(self, line: Line, before: SmsRow, after: SmsRow, at: float) -> bool:
+        """Whether other lines of the box sent something: should they all share one count, they moved it."""
+        host = line.address[0] if line.address is not None else None
+        others = [
+            other.name
+            for other in self._server.lines
+            if other is not line and other.address and other.address[0] == host
+        ]
+        first, last = before.sendid or 0, after.sendid or 0
+        since = at - REPORT_WINDOW_S
+        return any(first < (row.sendid or 0) < last for name in others for row in self._store.submitted(name, since))
 
     def _not_sent(self, batch: Batch, row: SmsRow) -> None:
         again = row.guarantee != "at_most_once"

@@ -416,8 +416,8 @@ class LineSettings(_Section):
     """Addresses and networks the line's datagrams may come from. Default: any."""
     repeat_safety: Literal["auto", "safe", "unsafe"] = "auto"
     """Whether the firmware answers a repeated SEND with the outcome (`safe`: it is then asked for outcomes that were
-    lost on the way) or might send the SMS twice (`unsafe`). `auto` is `unsafe` as long as nothing is known. Default
-    `auto`."""
+    lost on the way) or might send the SMS twice (`unsafe`). `auto` follows the verdict of the self-test, and is
+    `unsafe` without one. Default `auto`."""
 
     @model_validator(mode="before")
     @classmethod

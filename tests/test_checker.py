@@ -227,6 +227,17 @@ def unknown_without_evidence(story: Story) -> None:
     story.delivery(msg, "doubt", "991", "unknown")
 
 
+def unknown_and_reported(story: Story) -> None:
+    story.history.lines["goip1"] = Line(id="goip1", qualified=False)
+    msg = story.accept("doubt", "991", "doubt")
+    story.delivery(msg, "doubt", "991", "sending")
+    story.submit("991", "doubt")
+    story.delivery(msg, "doubt", "991", "unknown", evidence="restart")
+    story.radio("report", to="991", sms_no=7, state=0)
+    story.radio("report_outcome", to="991", sms_no=7, state=0, result="acked")
+    story.say("goip/goip1/delivery", msg=None, cmd=None, to="991", event_type="delivered", sms_no=7)
+
+
 def more_unknown_than_allowed(story: Story) -> None:
     story.history.lines["goip1"] = Line(id="goip1", qualified=False)
     story.history.unknown_allowed = 0
@@ -376,6 +387,7 @@ def keyless_twice(story: Story) -> None:
         (delivered_without_report, "I4"),
         (unknown_without_reason, "I5"),
         (unknown_without_evidence, "I5"),
+        (unknown_and_reported, "I5"),
         (more_unknown_than_allowed, "I5"),
         (reached_and_not_published, "I6"),
         (acknowledged_and_not_published, "I6"),

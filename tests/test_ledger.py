@@ -470,3 +470,18 @@ def test_firmware_that_sent_twice_is_told_and_remembered(book: Book) -> None:
     [fact] = book.record(events.RepeatUnsafe("goip1", "35678901"))
     assert (fact["event_type"], fact["line"]) == ("repeat_unsafe", "goip1")
     assert dict(book.store.proofs()) == {"goip1": Proof(safe=False, identity="35678901")}
+
+
+@pytest.mark.parametrize(("host", "becomes"), [("192.0.2.1", "unknown"), ("192.0.2.99", "sent")])
+def test_the_sms_of_another_line_of_the_box_may_have_moved_its_count(dense: Book, host: str, becomes: str) -> None:
+    here = LineConfig(name="goip1", goip_id="goip1", password="p")
+    dense.server.configure([here, LineConfig(name="goip2", goip_id="goip2", password="p")], START)
+    dense.server.restore_line("goip2", LineMemory(address=(host, 2), count=1, reboots=0))
+    dense.sent(sms_no=7)
+    n = lost(dense)
+    other = dense.queue(line="goip2")
+    dense.record(events.SmsSending("goip2", other, FIRST_SENDID + other, 1), events.SmsSent("goip2", other, 8))
+    dense.sent(sms_no=9)
+    dense.at += 66
+    dense.settle_quietly()
+    assert state(dense, n) == becomes

@@ -261,15 +261,13 @@ sys.exit(__main__.main())
 
 async def test_a_first_start_that_fails_is_one_message_and_its_exit_code(tmp_path: Path) -> None:
     config = bridge_config(None, "goip", mqtt={"url": "mqtt://127.0.0.1:9"})
-    bad = BridgeProcess(tmp_path, config | {"timing": {"wait_s": "soon"}})
-    await bad.start()
-    assert await bad.ended() == 2
-    assert len(bad.log.splitlines()) == 1
+    async with running(tmp_path, config | {"timing": {"wait_s": "soon"}}) as bad:
+        assert await bad.ended() == 2
+        assert len(bad.log.splitlines()) == 1
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", bad.udp_port))
-        taken = BridgeProcess(tmp_path, config)
-        await taken.start()
-        assert await taken.ended() == 1
+        async with running(tmp_path, config) as taken:
+            assert await taken.ended() == 1
     assert [line.split()[2] for line in taken.log.splitlines()].count("ERROR") == 1
 
 

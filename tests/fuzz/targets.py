@@ -52,6 +52,11 @@ def decode_datagram(data: bytes, bench: Bench | None = None) -> None:
     events_are_publishable(bench.events())
 
 
+def take_from_stranger(data: bytes, bench: Bench) -> None:
+    """What anybody can make the bridge do with one datagram."""
+    bench.server.receive_datagram(data, ELSEWHERE, bench.now)
+
+
 def check_codec(datagram: bytes) -> None:
     """It is a message or a WireError, can be written as JSON, and means the same when it is written again."""
     message = decoded(datagram)
@@ -218,6 +223,17 @@ def payload_input(data: bytes) -> None:
     topic, _, payload = data.partition(b"\n")
     target, _, path = topic.decode(errors="replace").partition("/")
     command_payload(path, payload, "bridge" if target == "bridge" else "line")
+
+
+def take_payload(data: bytes) -> None:
+    """What the intake does with a payload: reads it, and then its canonical form or the id for the refusal."""
+    topic, _, payload = data.partition(b"\n")
+    target, _, path = topic.decode(errors="replace").partition("/")
+    try:
+        commands.parse(path, payload, target="bridge" if target == "bridge" else "line")
+        commands.canonical(path, payload)
+    except commands.CommandError:
+        commands.read_id(path, payload)
 
 
 def command_payload(path: str, payload: bytes, target: commands.Target = "line") -> None:

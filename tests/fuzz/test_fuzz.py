@@ -42,7 +42,7 @@ def test_everything_ever_found_is_well(target: engine.Target) -> None:
     assert corpus
     for path in corpus:
         try:
-            engine.check_time(target, path.read_bytes())
+            engine.check(target, path.read_bytes())
         except Exception as error:
             error.add_note(f"cd tests && python -m fuzz --target {target.name} --replay {path}")
             raise
@@ -59,7 +59,7 @@ def test_the_corpus_is_small() -> None:
 )
 def test_a_datagram_of_any_size_costs_little_time_and_memory(head: bytes, piece: bytes) -> None:
     datagram = (head + piece * targets.MAX_DATAGRAM)[: targets.MAX_DATAGRAM]
-    engine.check_time(engine.TARGETS["datagrams"], datagram)
+    engine.check(engine.TARGETS["datagrams"], datagram)
     bench = targets.busy_bench()
     assert peak_memory(lambda: bench.server.receive_datagram(datagram, targets.ELSEWHERE, bench.now)) < 40 * len(
         datagram
@@ -77,8 +77,8 @@ def test_a_payload_of_any_size_costs_little_time_and_memory(around: bytes, item:
         around[:6], ("sms", "", "line")
     )
     data = f"{target}/{path}\n".encode() + payload
-    engine.check_time(engine.TARGETS["payloads"], data)
-    assert peak_memory(lambda: targets.payload_input(data)) < 200 * len(data)
+    engine.check(engine.TARGETS["payloads"], data)
+    assert peak_memory(lambda: targets.take_payload(data)) < 200 * len(data)
 
 
 def peak_memory(work) -> int:
@@ -159,7 +159,7 @@ def test_the_search_is_led_by_coverage() -> None:
             return
         assert data[2:3] != b"\x99", "found"
 
-    target = engine.Target("maze", lambda: None, maze, (__file__,), (b"x",), 100)
+    target = engine.Target("maze", lambda: None, maze, (__file__,), (b"x",), 100, maze, (1.0, 1.0))
     runs = [engine.Run(target, seed=1, corpus=[b"...."]) for _ in range(2)]
     for run in runs:
         run.go(60.0, lambda _: None)
@@ -174,7 +174,7 @@ def test_a_fault_is_written_down_and_can_be_replayed(tmp_path: Path, monkeypatch
     def broken(data: bytes, _: object) -> None:
         assert b"\x00" not in data
 
-    target = engine.Target("payloads", lambda: None, broken, (__file__,), (b"\x00",), 100)
+    target = engine.Target("payloads", lambda: None, broken, (__file__,), (b"\x00",), 100, broken, (1.0, 1.0))
     monkeypatch.setitem(engine.TARGETS, "payloads", target)
     assert program.fuzz("payloads", 60.0, 1, tmp_path, keep=False) == 1
     (crash,) = tmp_path.iterdir()

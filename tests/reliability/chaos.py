@@ -24,7 +24,6 @@ import asyncio
 import bisect
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import random
@@ -86,6 +85,8 @@ class Options:
     kills: int = 15
     broker_share: float = 0.35
     "Of the kills; the others are the bridge's. Half of them come after the broker was frozen."
+    moment: str | None = None
+    "Of `MOMENTS`, in which the bridge is killed; None leaves it to the dice."
     lines: int = 12
     "Half of them qualified."
     profile: str = "repeat_unsafe_wait"
@@ -194,6 +195,8 @@ class Chaos:
         "By SMS: its last event_type."
         self.received = 0
         self.kernel_drops: dict[str, int] = {}
+        self._workers_killed = 0
+        "Of the supervisor that runs now."
         self._faults: list[Fault] = []
         self._aim: tuple[str, Callable[[], None]] | None = None
         "The moment that is waited for, and what is done in it."
@@ -374,7 +377,8 @@ class Chaos:
             acknowledged = await self.producer.publish(command.topic, command.payload)
             command.acknowledged = command.acknowledged or acknowledged
             if command.id is None:
-                self._now("raw")
+                # At the bridge it is now, too: to be read, or to be committed.
+                asyncio.get_running_loop().call_later(self._rng.uniform(0.0, 0.004), self._now, "raw")
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE_S):
@@ -427,7 +431,9 @@ class Chaos:
         if process.returncode is not None:
             raise StuckError(f"the bridge ended by itself with {process.returncode}")
         workers = children(process.pid)
-        kind = "worker_kill" if worker_only and workers else "host_kill"
+        # The supervisor waits longer each time; a new one does not.
+        kind = "worker_kill" if worker_only and workers and self._workers_killed < 3 else "host_kill"
+        self._workers_killed = self._workers_killed + 1 if kind == "worker_kill" else 0
         at = await self._strike(workers if kind == "worker_kill" else [process.pid], rng)
         if kind == "worker_kill":
             await self._until(lambda: not any(map(_alive, workers)), "the end of the worker")
@@ -444,7 +450,7 @@ class Chaos:
 
     async def _strike(self, pids: list[int], rng: random.Random) -> float:
         """kill -9 in a moment of which the dice decide the kind; when that was."""
-        moment = rng.choice(MOMENTS)
+        moment = self.options.moment or rng.choice(MOMENTS)
         struck: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
         def kill() -> None:
@@ -453,7 +459,8 @@ class Chaos:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self._deaths.append(at)
-            struck.set_result(at)
+            if not struck.done():
+                struck.set_result(at)
 
         if moment != "any":
             self._aim = (moment, kill)
@@ -554,25 +561,18 @@ class Chaos:
 
 
 def _kinds(rng: random.Random, options: Options) -> list[str]:
-    """What is killed, in a random order, but never the broker three times running, nor the worker four times.
-
-    A bridge whose connection ends thrice soon after CONNACK takes that for another client with its name, and waits
-    (docs/contract.md §5); and the supervisor waits longer and longer when a worker dies again and again.
-    """
+    """What is killed, in a random order, but never the broker three times running: a bridge whose connection ends
+    thrice soon after CONNACK takes that for another client with its name, and waits (docs/contract.md §5)."""
     brokers = round(options.kills * options.broker_share)
     bridges = options.kills - brokers
     kinds = ["broker"] * brokers + ["worker"] * (bridges - bridges // 2) + ["host"] * (bridges // 2)
     rng.shuffle(kinds)
-    for place in range(1, len(kinds)):
-        run = list(itertools.takewhile(lambda kind, this=kinds[place]: kind == this, reversed(kinds[:place])))
-        if len(run) >= _RUNS.get(kinds[place], len(kinds)):
-            others = [other for other in range(place + 1, len(kinds)) if kinds[other] != kinds[place]]
+    for place in range(2, len(kinds)):
+        if kinds[place - 2 : place + 1] == ["broker"] * 3:
+            others = [other for other in range(place + 1, len(kinds)) if kinds[other] != "broker"]
             if others:
                 kinds[place], kinds[others[0]] = kinds[others[0]], kinds[place]
     return kinds
-
-
-_RUNS = {"broker": 2, "worker": 3}
 
 
 def _survivors(reached: list[Seen], left: list[float], deaths: list[float]) -> Iterator[bool]:
@@ -732,6 +732,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--inbound", type=int, default=2000, help="SMS to receive (default 2000)")
     add("--kills", type=int, default=30, help="kill -9 of bridge and broker together (default 30)")
     add("--broker-share", type=float, default=0.35, help="of the broker in the kills (default 0.35)")
+    add("--moment", choices=MOMENTS, help="in which the bridge is killed (default: each now and then)")
     add("--reboots", type=int, default=2, help="gateways that lose power (default 2)")
     add("--blackouts", type=int, default=2, help="times without network, 1 to 3 s (default 2)")
     add("--lines", type=int, default=12, help="SIM lines; every second one is qualified (default 12)")
@@ -753,6 +754,7 @@ def _options(args: argparse.Namespace, seed: int, *, persistence: bool, share: f
         inbound=round(args.inbound * share),
         kills=round(args.kills * share),
         broker_share=args.broker_share,
+        moment=args.moment,
         lines=args.lines,
         profile=args.profile,
         network=dataclasses.replace(BAD, loss=args.loss, duplicate=args.duplicate, reorder=args.reorder),

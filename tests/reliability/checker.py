@@ -560,7 +560,8 @@ def no_lie(view: View) -> Iterator[Violation]:
 
 
 def bounded_doubt(view: View) -> Iterator[Violation]:
-    """I5: `unknown` has a reason; on a qualified line only the loss of the gateway's session is one.
+    """I5: `unknown` has a reason; on a qualified line only the loss of the gateway's session is one. A delivery report
+    that can only be its ends it.
 
     An SMS of at_most_once is never asked for again, so it may be in doubt on any line.
     """
@@ -578,6 +579,13 @@ def bounded_doubt(view: View) -> Iterator[Violation]:
                     message="unknown on a qualified line whose session was not lost",
                     evidence=(sms.msg, sms.line, fact.payload.get("evidence"), fact.payload.get("at")),
                 )
+    to_number = Counter((sms.line, sms.to) for sms in view.sms.values())
+    reported = {(view.line_of(fact.topic, view.base, "delivery"), str(fact.payload.get("to"))) for fact in view.orphans}
+    for sms in view.sms.values():
+        if sms.last == "unknown" and (sms.line, sms.to) in reported and to_number[sms.line, sms.to] == 1:
+            yield Violation(
+                invariant="I5", message="unknown, though its delivery report came", evidence=(sms.msg, sms.line, sms.to)
+            )
     allowed = view.history.unknown_allowed
     if allowed is not None and view.counts.unknown > allowed:
         yield Violation(invariant="I5", message=f"{view.counts.unknown} unknown, {allowed} allowed")

@@ -66,7 +66,7 @@ MUTATIONS = (
             ),
             ("bridge/app.py", "                self.link.acknowledge(message)\n", "                pass\n"),
         ),
-        ("--broker-share", "0"),
+        ("--broker-share", "0", "--moment", "raw", "--outbound", "200"),
     ),
     Mutation(
         "SEND leaves before its journal entry is on disk",
