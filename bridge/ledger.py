@@ -37,7 +37,7 @@ MAX_ATTEMPTS = 5
 
 _FOLLOWS: dict[str, frozenset[str]] = {
     "queued": frozenset(("sending", "failed", "expired", "cancelled", "queued", "unknown")),
-    "sending": frozenset(("sent", "failed", "unknown", "queued")),
+    "sending": frozenset(("sent", "delivered", "undelivered", "failed", "unknown", "queued")),
     "sent": frozenset(("delivered", "undelivered")),
     "unknown": frozenset(("sent", "delivered", "undelivered", "failed", "queued")),
 }
@@ -507,9 +507,12 @@ class Ledger:
         return self._store.doubtful(long_ago, MAX_ATTEMPTS)
 
     def _let_go(self, batch: Batch, line: str, sms_no: int | None, state: int, number: str) -> None:
-        unknown = [row for row in self._unknown(line, batch.at) if number and same_number(row.number, number)]
-        if len(unknown) == 1:  # the only SMS it can belong to
-            self._reported(batch, unknown[0], state, sms_no)
+        since = batch.at - REPORT_WINDOW_S
+        rows = [row for row in self._store.submitted(line, since) if number and same_number(row.number, number)]
+        another_part = any(row.sms_no is not None and row.sms_no == sms_no for row in rows)
+        possible = [row for row in rows if _lacks_sms_no(row) and not another_part]
+        if len(possible) == 1:  # the only SMS it can belong to
+            self._reported(batch, possible[0], state, sms_no)
             return
         batch.fact(
             self._topics.line(line, "delivery"),
@@ -550,6 +553,11 @@ _HANDLERS: dict[type, Callable[[Ledger, Any, Batch, float], None]] = {
     events.RequestAnswered: Ledger._answered,
     events.RequestTimedOut: Ledger._timed_out,
 }
+
+
+def _lacks_sms_no(row: SmsRow) -> bool:
+    """Whether a report could belong to it although their sms_nos don't say so."""
+    return row.state in ("sending", "unknown") or (row.state == "sent" and row.sms_no is None)
 
 
 def same_number(one: str, other: str) -> bool:

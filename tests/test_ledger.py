@@ -485,3 +485,40 @@ def test_the_sms_of_another_line_of_the_box_may_have_moved_its_count(dense: Book
     dense.at += 66
     dense.settle_quietly()
     assert state(dense, n) == becomes
+
+
+# -- reports whose sms_no is nobody's
+
+
+def test_a_report_settles_the_only_sms_it_can_belong_to_although_the_ok_was_lost(book: Book) -> None:
+    n = book.queue()
+    book.record(events.SmsSending("goip1", n, FIRST_SENDID, 1), report(9))
+    [fact] = book.settle(REPORT_HOLD_S + 1)
+    assert (fact["event_type"], fact["sms_no"], fact["evidence"]) == ("delivered", 9, "report")
+    assert book.record(events.SmsUnknown("goip1", n, "silence")) == []
+
+
+def test_firmware_without_sms_no_has_its_reports_matched_by_number(book: Book) -> None:
+    n = book.sent(sms_no=None)
+    book.record(report(9))
+    book.settle(REPORT_HOLD_S + 1)
+    assert state(book, n) == "delivered"
+
+
+def test_a_second_report_of_an_earlier_sms_says_nothing_of_the_one_that_is_sending(book: Book) -> None:
+    book.sent(sms_no=7)
+    book.record(report(7))
+    n = book.queue()
+    book.record(events.SmsSending("goip1", n, FIRST_SENDID + 9, 1), report(7))
+    [fact] = book.settle(REPORT_HOLD_S + 1)
+    assert fact["msg"] is None
+    assert state(book, n) == "sending"
+
+
+def test_a_report_that_could_belong_to_two_sms_settles_neither(book: Book) -> None:
+    first = book.sent(sms_no=None)
+    n = book.queue()
+    book.record(events.SmsSending("goip1", n, FIRST_SENDID + 9, 1), report(9))
+    [fact] = book.settle(REPORT_HOLD_S + 1)
+    assert fact["msg"] is None
+    assert [state(book, first), state(book, n)] == ["sent", "sending"]
