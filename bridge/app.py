@@ -642,6 +642,8 @@ class Bridge:
         for data, address in batch:
             if data.startswith(b"req:"):
                 self.server.receive_datagram(data, address, now)
+            elif not self.server.is_from_a_line(data, address):
+                pass  # a stranger must not use up the room of the lines
             elif len(self._held) < HELD_DATAGRAMS and self._held_bytes + len(data) <= HELD_BYTES:
                 self._held_bytes += 0 if (data, address) in self._held else len(data)
                 self._held[data, address] = None  # a box repeats what is not acknowledged: once is enough
@@ -827,13 +829,13 @@ class Bridge:
     def _tell_refused(self, refused: list[tuple[Item, int]], now: float) -> None:
         for item, code in refused:
             event_type = "no_subscriber" if code == NO_SUBSCRIBER else "publish_refused"
+            count = self._limiter.admit((event_type, item.topic), now)
+            if count is None:
+                continue
             if event_type == "publish_refused":
                 log.warning("the broker refused a publish to %s (%#x): check its ACL and quota", item.topic, code)
             if isinstance(item, OutboxRow) and item.schema == "bridge_event":
                 continue  # telling it would be refused as well
-            count = self._limiter.admit((event_type, item.topic), now)
-            if count is None:
-                continue
             message = (
                 "Nobody is subscribed to this topic: what was published there reached no one."
                 if code == NO_SUBSCRIBER

@@ -124,8 +124,14 @@ async def test_a_failed_commit_is_tried_again_with_nothing_lost_or_doubled(store
     bridge.datagrams_received(first)  # the box repeats
     strangers = [(b"req:1;id:x%d;pass:p;" % n, ("127.0.0.1", 5000)) for n in range(1000)]
     bridge.datagrams_received(strangers)
-    bridge.datagrams_received([(b"RECEIVE:%d;" % n, ("127.0.0.1", 1)) for n in range(HELD_DATAGRAMS + 10)])
-    assert len(bridge._held) <= HELD_DATAGRAMS
+    answers = [(b"OK %d 1" % n, ("127.0.0.1", 5000)) for n in range(HELD_DATAGRAMS)]
+    bridge.datagrams_received(answers)  # nothing of ours: the room is for the lines
+    assert len(bridge._held) == len(first)
+    more = [
+        (b"RECORD:%d;id:l0;password:p;dir:1;num:1" % n, ("127.0.0.1", 4000)) for n in range(100, HELD_DATAGRAMS + 200)
+    ]
+    bridge.datagrams_received(more)
+    assert len(bridge._held) == HELD_DATAGRAMS
     assert len(bridge._events) < 300
     store._db.execute("PRAGMA max_page_count = 1000000")
     bridge._try_again()

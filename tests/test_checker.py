@@ -518,3 +518,14 @@ def test_the_recvids_of_a_restarted_gateway_are_other_sms() -> None:
         story.receive(12, "+48", "same words")
         story.fault("gateway_reboot", 1.0)
     assert story.broken() == []
+
+
+def test_commands_without_id_may_be_lost_until_the_bridge_has_subscribed_again() -> None:
+    story = Story().ordinary()
+    story.fault("broker_kill_lossy", 0.5)
+    story.now += 20.0
+    story.command(None, "901", "nobody was subscribed")
+    assert story.broken() == []
+    assert check(story.history).counts.keyless_lost == 1
+    story.history.messages.append(Message(at=story.now - 1.0, topic="goip/bridge/availability", payload=b"online"))
+    assert story.broken() == ["I2"]

@@ -1,6 +1,6 @@
 """A hostile network around a real bridge: floods, guesses, replays and bombs, and lines that go on as if nothing were.
 
-`GOIP_HOSTILE_SECONDS` and `GOIP_HOSTILE_RATE` make the flood longer and faster.
+`HOSTILE_SECONDS` and `HOSTILE_RATE` make the flood longer and faster.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ from brokers import Mosquitto
 from flood import Attack, Outcome
 from harness import LIMIT_S, BridgeProcess, Watcher, bridge_config, children, raw_line, running, watching
 
-SECONDS = float(os.environ.get("GOIP_HOSTILE_SECONDS", "5"))
-RATE = float(os.environ.get("GOIP_HOSTILE_RATE", "10500"))
+SECONDS = float(os.environ.get("HOSTILE_SECONDS", "5"))
+RATE = float(os.environ.get("HOSTILE_RATE", "10500"))
 "Of strangers, datagrams a second; the goal is 10,000."
 REPLAYS_PER_S = 500.0
 LINES = 50

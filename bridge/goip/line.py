@@ -368,7 +368,7 @@ class Line:
             return False
         seen = self._seen.get(_key(data, self.reboots))
         late = seen is not None and now - max(seen, self.out.listening_since) >= REPEATING
-        if seen is not None and late and now - seen < self.out.timing.repeats:
+        if seen is not None and late and now - seen < self.out.timing.repeats and address == self.address:
             # No box repeats so long. Where the clock is not set, recvids begin again after a reboot (§2.1), of which
             # the next keepalive tells; unacknowledged, the box repeats the event until then.
             if len(self._suspects) < MAX_SUSPECTS:

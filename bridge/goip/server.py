@@ -359,6 +359,23 @@ class SmsServer:
         if len(reply) <= request_size:  # never an amplifier, whatever the request was
             self.datagrams.append((reply, address))
 
+    def is_from_a_line(self, data: bytes, address: Address) -> bool:
+        """Whether a datagram would be listened to; a look that changes nothing."""
+        try:
+            message = wire.decode(data)
+        except wire.WireError:
+            return False
+        if isinstance(message, wire.Keepalive | wire.Event):
+            registered = self._by_goip_id.get(message.id)
+            password = message.password.encode(errors="replace")
+            return (
+                registered is not None
+                and hmac.compare_digest(password, registered.password)
+                and registered.allows(address[0])
+            )
+        line = self._answers.get(message.sendid)
+        return line is not None and address in (line.address, line.previous_address)
+
     # -- timers
 
     def schedule(self, line: Line) -> None:

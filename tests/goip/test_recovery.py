@@ -233,6 +233,15 @@ def test_without_a_reboot_it_was_a_replay(clockless):
     assert clockless.told(events.SmsReceived) == []
 
 
+def test_replay_from_elsewhere_is_no_sms_of_after_a_reboot(clockless):
+    clockless.advance(29)
+    assert clockless.event("RECEIVE", "srcnum:+491;msg:ON", recvid=11, source=("198.51.100.66", 4444)) == [
+        "RECEIVE 11 OK\n"
+    ]
+    clockless.keepalive(count=1)
+    assert clockless.told(events.SmsReceived) == []
+
+
 def test_suspects_have_a_limit(clockless):
     clockless.advance(29)
     for _ in range(1000):

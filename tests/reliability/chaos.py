@@ -87,6 +87,8 @@ class Options:
     "Of the kills; the others are the bridge's. Half of them come after the broker was frozen."
     moment: str | None = None
     "Of `MOMENTS`, in which the bridge is killed; None leaves it to the dice."
+    keyless: float = 0.08
+    "Share of the commands that have no id, and are published once."
     lines: int = 12
     "Half of them qualified."
     profile: str = "repeat_unsafe_wait"
@@ -147,6 +149,7 @@ class _Group:
             session_idle=SESSION_IDLE_S,
             time_scale=20.0,
             wait=(2.0, 16.0),
+            reports=0.8,
         )
         self._seed = options.seed
         self.simulator: Simulator
@@ -348,17 +351,17 @@ class Chaos:
         body: dict[str, Any] = {}
         line = ""
         while left > 0:
-            dice = rng.random()
             number += 10
-            if dice < 0.08:
+            if rng.random() < self.options.keyless:
                 topic, text = f"{BASE}/{rng.choice(list(self.ids))}/cmd/sms/{number}", f"raw {number}"
                 yield Command(topic=topic, payload=text.encode())
                 left -= 1
                 continue
-            if dice < 0.13 and body and isinstance(body["to"], str):
+            dice = rng.random()
+            if dice < 0.05 and body and isinstance(body["to"], str):
                 body = body | {"id": f"c{number}"}  # the same words to the same number, meant twice
             else:
-                count = min(left, rng.randint(2, 4)) if dice < 0.20 else 1
+                count = min(left, rng.randint(2, 4)) if dice < 0.12 else 1
                 to = [str(number + each) for each in range(count)]
                 line = rng.choice(list(self.ids))
                 body = {"id": f"c{number}", "to": to if count > 1 else to[0], "text": f"out {number}: Grüße"}
@@ -378,7 +381,7 @@ class Chaos:
             command.acknowledged = command.acknowledged or acknowledged
             if command.id is None:
                 # At the bridge it is now, too: to be read, or to be committed.
-                asyncio.get_running_loop().call_later(self._rng.uniform(0.0, 0.004), self._now, "raw")
+                asyncio.get_running_loop().call_later(self._rng.uniform(0.0, 0.002), self._now, "raw")
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE_S):
@@ -733,6 +736,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kills", type=int, default=30, help="kill -9 of bridge and broker together (default 30)")
     add("--broker-share", type=float, default=0.35, help="of the broker in the kills (default 0.35)")
     add("--moment", choices=MOMENTS, help="in which the bridge is killed (default: each now and then)")
+    add("--keyless", type=float, default=0.08, help="share of commands without id (default 0.08)")
     add("--reboots", type=int, default=2, help="gateways that lose power (default 2)")
     add("--blackouts", type=int, default=2, help="times without network, 1 to 3 s (default 2)")
     add("--lines", type=int, default=12, help="SIM lines; every second one is qualified (default 12)")
@@ -755,6 +759,7 @@ def _options(args: argparse.Namespace, seed: int, *, persistence: bool, share: f
         kills=round(args.kills * share),
         broker_share=args.broker_share,
         moment=args.moment,
+        keyless=args.keyless,
         lines=args.lines,
         profile=args.profile,
         network=dataclasses.replace(BAD, loss=args.loss, duplicate=args.duplicate, reorder=args.reorder),

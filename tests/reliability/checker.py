@@ -826,7 +826,11 @@ def _keyless(view: View) -> Iterator[Violation]:
         published = sum(len(each.command.published) or 1 for each in of_group)
         promised = sum(each.command.acknowledged for each in of_group)
         begin = min((at for each in of_group for at in each.command.published), default=0.0)
-        near = [fault for fault in view.history.faults if fault.until >= begin and fault.at <= begin + _KEYLESS_S]
+        near = [
+            fault
+            for fault in view.history.faults
+            if fault.at <= begin + _KEYLESS_S and _subscribed_again(view, fault) >= begin
+        ]
         killed = any(fault.kind.startswith("broker") for fault in near)
         if accepted < promised:
             view.counts.keyless_lost += promised - accepted
@@ -836,6 +840,18 @@ def _keyless(view: View) -> Iterator[Violation]:
             view.counts.keyless_doubled += accepted - published
             if not near:
                 yield Violation(invariant="I15", message="a command without id was carried out twice", evidence=group)
+
+
+def _subscribed_again(view: View, fault: Fault) -> float:
+    """The end of a fault for commands. A broker without its state drops them, and acknowledges them, until the bridge
+    has subscribed again and says `online` (docs/contract.md §2)."""
+    if fault.kind != "broker_kill_lossy":
+        return fault.until
+    topic = f"{view.base}bridge/availability"
+    online = (
+        message.at for message in view.history.messages if message.topic == topic and message.payload == b"online"
+    )
+    return next((at for at in online if at >= fault.at), float("inf"))
 
 
 def _refused(view: View) -> set[Group]:

@@ -62,11 +62,14 @@ MUTATIONS = (
             (
                 "bridge/app.py",
                 "            self._inbox.append(message)\n",
-                "            self._inbox.append(message)\n            self.link.acknowledge(message)\n",
+                "            self._inbox.append(message)\n            self.link.acknowledge(message)\n"
+                # and at once: else it would leave with the next turn of the loop
+                '            client = getattr(getattr(self.link, "_connection", None), "_client", None)\n'
+                "            if client is not None:\n                client.loop_write()\n",
             ),
             ("bridge/app.py", "                self.link.acknowledge(message)\n", "                pass\n"),
         ),
-        ("--broker-share", "0", "--moment", "raw", "--outbound", "200"),
+        ("--broker-share", "0", "--moment", "raw", "--keyless", "0.7", "--kills", "20", "--seconds", "30"),
     ),
     Mutation(
         "SEND leaves before its journal entry is on disk",
@@ -146,8 +149,13 @@ MUTATIONS = (
         (("bridge/intake.py", "        if earlier := self._earlier(", "        if False and self._earlier("),),
     ),
     Mutation(
-        "silence after SEND is told as a failure",
+        "doubt is told as a failure",
         (
+            (
+                "bridge/ledger.py",
+                'self._move(batch, row, "unknown", {}, evidence="restart")',
+                'self._move(batch, row, "failed", {}, evidence="restart")',
+            ),
             (
                 "bridge/goip/session.py",
                 "events.SmsUnknown(self.line, self.outcomes.open[self._telid].msg, evidence)",
