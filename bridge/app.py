@@ -114,6 +114,7 @@ class Bridge:
         self._held_bytes = 0
         self._held_back: list[tuple[bytes, Address]] = []
         self._stalled = False
+        self._stalled_at = now
         self._going_on = False
         "The gateways were asked about what was under way before the restart; until then nothing new is sent."
         self._fenced = False
@@ -279,6 +280,7 @@ class Bridge:
             self.server.restore_repeat(line, key, now - max(0.0, wall - at))
         batch = Batch(self.run_info, wall)
         self._alive_before = self.store.get("alive") or 0.0
+        self.server.deaf = now - max(0.0, wall - self._alive_before), now
         self._drops_before = self.store.get("drops") or 0
         self._socket_before = self.store.get("socket")
         if self.store.restored:
@@ -340,7 +342,7 @@ class Bridge:
             return
         now = self.clock.monotonic()
         if now - self._ticked > ASLEEP_S:
-            self.server.listening_since = now
+            self.server.deaf = self._ticked, now
         receive, gate = self.server.receive_datagram, self._gate
         debug = log.isEnabledFor(logging.DEBUG)
         for data, address in batch:
@@ -626,6 +628,7 @@ class Bridge:
         """Acknowledge nothing to either side until the store can be written again."""
         if not self._stalled:
             self._stalled = True
+            self._stalled_at = self.clock.monotonic()
             log.error(
                 "cannot write %s: %s. Nothing is acknowledged until it can be written: free space on its disk, or "
                 "make it writable. Trying again every second.",
@@ -668,7 +671,7 @@ class Bridge:
         self.server.datagrams[:0] = self._held_back
         self._held_back = []
         held, self._held, self._held_bytes = list(self._held), {}, 0
-        self.server.listening_since = self.clock.monotonic()
+        self.server.deaf = self._stalled_at, self.clock.monotonic()
         self.datagrams_received(held)
         self.server.handle_timer(self.clock.monotonic())
         self.pump()

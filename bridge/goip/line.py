@@ -18,6 +18,8 @@ from bridge.goip.timing import Timing
 MAX_SUSPECTS = 100
 MAX_REPEATS = 10_000
 "Remembered events of a line; far more than a box can send while it still repeats."
+KEEPALIVE = 25.0
+"Seconds between two keepalives, at least; boxes say 30 (§3)."
 REPEATING = 15.0
 "Seconds within which a box repeats an event, with some for the network: every 3 s, three times (§6)."
 
@@ -37,7 +39,6 @@ class Output(Protocol):
     """What a line needs of its server."""
 
     timing: Timing
-    listening_since: float
     events: list[events.Event]
     datagrams: list[tuple[bytes, Address]]
 
@@ -45,6 +46,7 @@ class Output(Protocol):
     def await_answer(self, sendid: int, line: "Line") -> None: ...
     def linger(self, sendid: int, outcomes: Outcomes, now: float) -> None: ...
     def schedule(self, line: "Line") -> None: ...
+    def listened(self, since: float, now: float) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,6 @@ class Line:
     "A call that IDLE ended is not ended again by its late HANGUP."
     _call_step: tuple[int, float] | None = None
     "The recvid of the newest STATE or HANGUP, and when it came: older ones were overtaken (§7.13)."
-    _rebooted_at: float = float("-inf")
     _suspects: list[tuple[wire.Event, bytes]] = field(default_factory=list)
     "Events that are known, and yet too late to be repeats: the box may have rebooted, and count its recvids again."
     _check_disabled: bool = False
@@ -325,22 +326,22 @@ class Line:
             if count > 3 and not silent and (self.smaller_count is None or count <= self.smaller_count):
                 self.smaller_count = count
                 return False
-            self._rebooted(address, now)
+            self._rebooted(address, count, now)
         if address != self.address:
             self.previous_address, self.address = self.address, address
             self.out.events.append(events.LineChanged(self.name))
         self.out.events.append(events.LineMoved(self.name, address, count, self.reboots))
         return True
 
-    def _rebooted(self, address: Address, now: float) -> None:
+    def _rebooted(self, address: Address, count: int, now: float) -> None:
         self.reboots += 1
-        self._rebooted_at = now
         self._call_step = None
         self.out.events.append(events.GatewayRebooted(self.name, address, self.reboots))
         for message, data in self._suspects:
             self._take_event(message, data, now)
         self._tell_tester("restarted", now)
-        if self.session is not None:
+        up = (count - 1) * KEEPALIVE
+        if self.session is not None and self.session.heard <= now - up:  # else the box knows it since the reboot
             self.session.abandon(now)
             self._after_session(now)
 
@@ -367,14 +368,15 @@ class Line:
         if isinstance(message, wire.AtTrace):
             return False
         seen = self._seen.get(_key(data, self.reboots))
-        late = seen is not None and now - max(seen, self.out.listening_since) >= REPEATING
+        late = seen is not None and self.out.listened(seen, now) >= REPEATING
         if seen is not None and late and now - seen < self.out.timing.repeats and address == self.address:
             # No box repeats so long. Where the clock is not set, recvids begin again after a reboot (§2.1), of which
             # the next keepalive tells; unacknowledged, the box repeats the event until then.
             if len(self._suspects) < MAX_SUSPECTS:
                 self._suspects.append((message, data))
             return False
-        if now < self._rebooted_at + REPEATING and now < self._seen.get(_key(data, self.reboots - 1), -1e9) + REPEATING:
+        before = self._seen.get(_key(data, self.reboots - 1)) if self.reboots else None
+        if before is not None and self.out.listened(before, now) < REPEATING:
             return True  # first sent between the reboot and the keepalive that told us of it
         self._take_event(message, data, now)
         return True

@@ -66,6 +66,7 @@ class SelfTest:
         "Of the hardware that is tested."
         self.sendids: Sequence[int] = ()
         self.deadline: float | None = None
+        self.heard = float("-inf")  # a restart of the box, whenever it was, spoils it
         self.authenticated = False
         self.refusal = Refusal.NONE
         self.outcomes = Outcomes(line)

@@ -99,8 +99,8 @@ class SmsServer:
         self.datagrams: list[tuple[bytes, Address]] = []
         self.counters = Counters()
         self.next_sendid = next_sendid
-        self.listening_since = now
-        "What comes soon after this may have waited for us, and be older than it seems."
+        self.deaf = now, now
+        "When nobody read the socket last: from, until. What comes soon after may have waited, and is older then."
         self._by_goip_id: dict[str, _Registered] = {}
         self._by_name: dict[str, _Registered] = {}
         self._answers: dict[int, Line] = {}
@@ -294,6 +294,11 @@ class SmsServer:
         self._ended[sendid] = _Ended(outcomes, now + self.timing.evidence)
         if registered := self._by_name.get(outcomes.line):
             self._answers[sendid] = registered.line
+
+    def listened(self, since: float, now: float) -> float:
+        """For how many seconds since then a datagram was taken as soon as it came."""
+        begin, end = self.deaf
+        return now - since - max(0.0, end - max(begin, since))
 
     # -- one datagram
 

@@ -86,6 +86,8 @@ class Session(Protocol):
 
     sendids: Sequence[int]
     "Whose answers it takes."
+    heard: float
+    "When the box showed last that it knows it."
     deadline: float | None
     authenticated: bool
     refusal: Refusal
@@ -137,6 +139,7 @@ class BulkSession:
         self._datagram = b""
         self._transmissions = 0
         self.deadline: float | None = None
+        self.heard = float("-inf")
 
     def open(self, text: str, recipients: Sequence[Recipient], now: float) -> None:
         """Send one text to these numbers."""
@@ -150,6 +153,7 @@ class BulkSession:
         Never MSG with an old sendid: that would make a new session, in which SEND sends (docs/reliability.md).
         """
         self.authenticated = True
+        self.heard = since
         self._telid, self.outcomes.open[telid] = telid, recipient
         self._submitted_at = self._silent_since = now
         self.repeated = True  # nobody knows what left before
@@ -159,6 +163,8 @@ class BulkSession:
 
     def receive(self, message: wire.Message, now: float) -> None:
         """Take one message that carries this session's sendid."""
+        if not isinstance(message, wire.Error):
+            self.heard = now
         match self.phase, message:
             case Phase.OPENING, wire.PasswordPrompt():
                 self._transmit(wire.encode_password(self.sendid, self._password), Phase.AUTHENTICATING, now)

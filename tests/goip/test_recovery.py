@@ -218,7 +218,7 @@ def test_same_recvid_and_text_after_a_reboot_is_another_sms(clockless):
 
 def test_what_waited_in_the_socket_is_no_suspect(clockless):
     clockless.advance(40)
-    clockless.server.listening_since = clockless.now
+    clockless.server.deaf = clockless.now - 35, clockless.now
     assert sms(clockless) == ["RECEIVE 11 OK\n"]
     clockless.keepalive(count=1)
     assert clockless.told(events.SmsReceived) == []
@@ -274,3 +274,33 @@ def test_line_that_is_heard_and_does_not_answer_is_tried_again_at_the_same_pace(
         bench.keepalive()
         bench.advance(30.1)
         bench.keepalive()
+
+
+def test_repeat_of_an_sms_of_just_before_the_reboot_was_noticed_is_known_after_a_restart():
+    first = Bench()
+    first.keepalive(count=100)
+    assert sms(first) == ["RECEIVE 11 OK\n"]
+    keys = [event.key for event in first.server.take_events() + first.log if isinstance(event, events.Seen)]
+    second = Bench(online=False)
+    second.server.restore_line("goip1", LineMemory(address=HOME, count=1, reboots=1))
+    for key in keys:
+        second.server.restore_repeat("goip1", key, second.now - 20)
+    second.server.deaf = second.now - 18, second.now
+    assert sms(second) == ["RECEIVE 11 OK\n"]
+    assert second.told(events.SmsReceived) == []
+    second.advance(30)
+    sms(second)
+    assert len(second.told(events.SmsReceived)) == 1, "so late it is the SMS of after the reboot"
+
+
+@pytest.mark.parametrize(("count", "lost"), [(1, True), (2, True), (3, False)])
+def test_session_that_the_box_knew_after_the_reboot_is_not_lost_with_it(count, lost):
+    bench = Bench()
+    bench.keepalive(count=100)
+    bench.advance(40)
+    bench.submit()
+    bench.advance(1)
+    bench.tell(f"WAIT {SENDID} 1")
+    bench.advance(35)
+    bench.keepalive(count=count)  # the first keepalives after the reboot were lost on the way
+    assert bool(bench.told(events.SmsUnknown)) is lost
