@@ -124,7 +124,8 @@ class Ledger:
         message = "The gateway's keepalive count began again: it restarted. What was under way on it may be unknown."
         self._line_event(batch, event.line, "gateway_reboot", message, address=address_text(event.address))
         for row in self._of_earlier_runs():
-            if row.line == event.line:
+            # One that the box is asked about is ended by the core, if it must be.
+            if row.line == event.line and row.n not in self._asked(row.line) and row.changed <= batch.at - event.up:
                 self._move(batch, row, "unknown", {}, evidence="session_lost")
 
     def _repeat_unsafe(self, event: events.RepeatUnsafe, batch: Batch, _now: float) -> None:

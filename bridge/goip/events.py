@@ -57,6 +57,8 @@ class GatewayRebooted:
     line: str
     address: Address
     reboots: int
+    up: float = 0.0
+    "Seconds since the restart, at least."
 
 
 @dataclass(frozen=True, slots=True)

@@ -336,11 +336,11 @@ class Line:
     def _rebooted(self, address: Address, count: int, now: float) -> None:
         self.reboots += 1
         self._call_step = None
-        self.out.events.append(events.GatewayRebooted(self.name, address, self.reboots))
+        up = max(0, count - 1) * KEEPALIVE
+        self.out.events.append(events.GatewayRebooted(self.name, address, self.reboots, up))
         for message, data in self._suspects:
             self._take_event(message, data, now)
         self._tell_tester("restarted", now)
-        up = (count - 1) * KEEPALIVE
         if self.session is not None and self.session.heard <= now - up:  # else the box knows it since the reboot
             self.session.abandon(now)
             self._after_session(now)

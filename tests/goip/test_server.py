@@ -272,7 +272,8 @@ def test_repeated_keepalive_is_a_copy(bench, count):
 def test_small_count_is_a_reboot_at_once(bench, count):
     bench.keepalive(count=50)
     bench.keepalive(count=count)
-    assert bench.told(events.GatewayRebooted) == [events.GatewayRebooted("goip1", HOME, 1)]
+    up = max(0, count - 1) * 25.0
+    assert bench.told(events.GatewayRebooted) == [events.GatewayRebooted("goip1", HOME, 1, up)]
     assert bench.line.count == count
 
 
