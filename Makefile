@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := check
 .DELETE_ON_ERROR:
-.PHONY: help check demo test format format-check lint types schemas schemas-check fuzz bench chaos mutations clean
+.PHONY: help check demo test format format-check lint types schemas schemas-check fuzz bench simulate chaos mutations clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,10 @@ fuzz: $(VENV)/.dev ## Search for input that does harm; ARGS="--seconds 600 --tar
 
 bench: $(VENV)/.dev ## Measure
 	$(PY) -m benchmarks $(ARGS)
+
+SECONDS ?= 60
+simulate: $(VENV)/.dev ## The whole bridge in a virtual world, for SECONDS=60; ARGS="--scenario storm --seed 7" replays
+	cd tests && ../$(PY) -m reliability.simulation --seconds $(SECONDS) $(ARGS)
 
 chaos: $(VENV)/.dev ## Real processes under kill -9 and a bad network; ARGS="--seed 7 --kills 200", see ARGS=--help
 	cd tests && ../$(PY) -m reliability.chaos $(ARGS)

@@ -17,6 +17,7 @@ REGRESSIONS: list[tuple[str, int]] = [
     ("flaky_ntp", 21),
     ("storm", 1071),  # a repeat that waited for the disk, taken for an SMS of after a reboot
     ("storm", 200165),  # the repeat of an SMS that came just before a reboot was noticed, after a crash
+    ("flaky_ntp", 300462),  # the same, before the first keepalive
     ("quiet_rough", 20),  # the error of a second submission, told as if the first had failed
 ]
 "Scenarios and seeds that once failed."

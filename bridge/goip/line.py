@@ -368,13 +368,15 @@ class Line:
         if isinstance(message, wire.AtTrace):
             return False
         seen = self._seen.get(_key(data, self.reboots))
-        late = seen is not None and self.out.listened(seen, now) >= REPEATING
-        if seen is not None and late and now - seen < self.out.timing.repeats and address == self.address:
+        if seen is not None and self.out.listened(seen, now) >= REPEATING:
             # No box repeats so long. Where the clock is not set, recvids begin again after a reboot (§2.1), of which
             # the next keepalive tells; unacknowledged, the box repeats the event until then.
-            if len(self._suspects) < MAX_SUSPECTS:
-                self._suspects.append((message, data))
-            return False
+            if self.address is None:
+                del self._seen[_key(data, self.reboots)]  # no keepalive to compare with: better twice than never
+            elif address == self.address and now - seen < self.out.timing.repeats:
+                if len(self._suspects) < MAX_SUSPECTS:
+                    self._suspects.append((message, data))
+                return False
         before = self._seen.get(_key(data, self.reboots - 1)) if self.reboots else None
         if before is not None and self.out.listened(before, now) < REPEATING:
             return True  # first sent between the reboot and the keepalive that told us of it

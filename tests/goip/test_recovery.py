@@ -304,3 +304,14 @@ def test_session_that_the_box_knew_after_the_reboot_is_not_lost_with_it(count, l
     bench.advance(35)
     bench.keepalive(count=count)  # the first keepalives after the reboot were lost on the way
     assert bool(bench.told(events.SmsUnknown)) is lost
+
+
+def test_before_the_first_keepalive_a_late_event_is_a_new_one():
+    bench = Bench(online=False)
+    sms(bench)
+    bench.advance(14)
+    sms(bench)
+    assert len(bench.told(events.SmsReceived)) == 1
+    bench.advance(10)
+    assert sms(bench) == ["RECEIVE 11 OK\n"]
+    assert len(bench.told(events.SmsReceived)) == 1
