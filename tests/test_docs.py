@@ -17,10 +17,12 @@ from bridge import commands, intake, payloads, schema
 from bridge.settings import Settings, load
 from bridge.store import MIGRATIONS
 from bridge.topics import Topics
+from reliability.simulation import SCENARIOS
 
 ROOT = Path(__file__).resolve().parent.parent
-README, ARCHITECTURE, CONTRACT, CONTRIBUTING = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/architecture.md", "docs/contract.md", "CONTRIBUTING.md")
+README, ARCHITECTURE, CONTRACT, CONTRIBUTING, RELIABILITY = (
+    (ROOT / name).read_text()
+    for name in ("README.md", "docs/architecture.md", "docs/contract.md", "CONTRIBUTING.md", "docs/reliability.md")
 )
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "mosquitto/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
@@ -82,7 +84,7 @@ def names(path: Path) -> set[str]:
     return found
 
 
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", ARCHITECTURE)))
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", ARCHITECTURE + RELIABILITY)))
 
 
 def test_architecture_names_places() -> None:
@@ -99,7 +101,14 @@ def test_every_place_that_architecture_names_exists(file: str, name: str) -> Non
 def test_every_test_that_architecture_names_exists() -> None:
     named = set(re.findall(r"`(test_\w+)`", ARCHITECTURE))
     assert {"test_walk_inbound_sms", "test_walk_outbound_sms"} <= named
-    assert named <= {name for path in (ROOT / "tests").rglob("test_*.py") for name in names(path)}
+    named |= set(re.findall(r"`(test_\w+)`", RELIABILITY))
+    assert not named - {name for path in (ROOT / "tests").rglob("test_*.py") for name in names(path)}
+
+
+def test_every_scenario_that_reliability_names_exists() -> None:
+    named = {name for words in re.findall(r"simulation: `([\w ]+)`", RELIABILITY) for name in words.split()}
+    assert {"rough", "storm"} <= named
+    assert not named - set(SCENARIOS)
 
 
 def test_architecture_has_every_table_of_the_store() -> None:

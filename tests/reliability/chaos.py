@@ -97,6 +97,8 @@ class Options:
     "Between the qualified lines and the bridge."
     persistence: bool = True
     "Of the broker."
+    reports: float = 0.8
+    "Share of SMS with a delivery report."
     reboots: int = 0
     "Gateways that lose power."
     blackouts: int = 0
@@ -149,7 +151,7 @@ class _Group:
             session_idle=SESSION_IDLE_S,
             time_scale=20.0,
             wait=(2.0, 16.0),
-            reports=0.8,
+            reports=options.reports,
         )
         self._seed = options.seed
         self.simulator: Simulator
@@ -737,6 +739,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--broker-share", type=float, default=0.35, help="of the broker in the kills (default 0.35)")
     add("--moment", choices=MOMENTS, help="in which the bridge is killed (default: each now and then)")
     add("--keyless", type=float, default=0.08, help="share of commands without id (default 0.08)")
+    add("--reports", type=float, default=0.8, help="share of SMS with a delivery report (default 0.8)")
     add("--reboots", type=int, default=2, help="gateways that lose power (default 2)")
     add("--blackouts", type=int, default=2, help="times without network, 1 to 3 s (default 2)")
     add("--lines", type=int, default=12, help="SIM lines; every second one is qualified (default 12)")
@@ -760,6 +763,7 @@ def _options(args: argparse.Namespace, seed: int, *, persistence: bool, share: f
         broker_share=args.broker_share,
         moment=args.moment,
         keyless=args.keyless,
+        reports=args.reports,
         lines=args.lines,
         profile=args.profile,
         network=dataclasses.replace(BAD, loss=args.loss, duplicate=args.duplicate, reorder=args.reorder),

@@ -55,6 +55,7 @@ MUTATIONS = (
     Mutation(
         "an SMS is acknowledged to the box before the commit",
         (("bridge/app.py", _PUMP, _EARLY.format(words='(b"RECEIVE", b"DELIVER")')),),
+        ("--moment", "acknowledged"),
     ),
     Mutation(
         "a command is acknowledged to the broker before the commit",
@@ -74,6 +75,7 @@ MUTATIONS = (
     Mutation(
         "SEND leaves before its journal entry is on disk",
         (("bridge/app.py", _PUMP, _EARLY.format(words='b"SEND "')),),
+        ("--moment", "SEND"),
     ),
     Mutation(
         "outbox: rows are deleted when they are published, not at their PUBACK",
@@ -162,6 +164,7 @@ MUTATIONS = (
                 'events.SmsFailed(self.line, self.outcomes.open[self._telid].msg, 1, "no answer")',
             ),
         ),
+        ("--moment", "WAIT", "--reports", "0"),
     ),
 )
 "What must be noticed; what is written here is part of what the proof promises."
@@ -275,7 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.simulate:
         return _simulate()
     chosen = [mutation for mutation in MUTATIONS if args.only in mutation.name]
-    print(f"{'':72}{'simulation':>34}{'chaos':>26}")
+    proofs = ("simulation", "chaos") if args.proof == "both" else (args.proof,)
+    print(f"{'':72}" + "".join(f"{proof:>44}" for proof in proofs))
     missed = 0
     for mutation in [*([] if args.only else [None]), *chosen]:
         with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
@@ -287,9 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options = mutation.chaos if mutation is not None else ()
                 verdicts.append(by_chaos(Path(folder), options, args.tries if mutation else 1))
         name = mutation.name if mutation is not None else "as it is"
-        print(
-            f"{name:72}" + "".join(f"{_cell(verdict):>{34 - 8 * n}}" for n, verdict in enumerate(verdicts)), flush=True
-        )
+        print(f"{name:72}" + "".join(f"{_cell(verdict):>44}" for verdict in verdicts), flush=True)
         missed += sum(bool(verdict.caught) == (mutation is None) for verdict in verdicts)
     print("every mutation was noticed" if not missed else f"NOT as it should be: {missed}")
     return 1 if missed else 0
