@@ -300,8 +300,9 @@ class Bridge:
     def _submitted(self, row: SmsRow, now: float, wall: float) -> Submitted | None:
         if row.sendid is None or row.telid is None:
             return None
-        since = now - max(0.0, wall - max(row.changed, self._alive_before))
-        return Submitted(row.sendid, row.telid, Recipient(row.n, row.number), since)
+        at = now - max(0.0, wall - row.changed)
+        heard = now - max(0.0, wall - max(row.changed, self._alive_before))
+        return Submitted(row.sendid, row.telid, Recipient(row.n, row.number), at, heard)
 
     def _go_on(self) -> None:
         """Once everything that waited in the socket was read: ask what became of the SMS that were under way."""

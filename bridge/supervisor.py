@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 STOP_S = 9.0
 "How long a worker may take to stop before it is killed: Docker kills everything after 10 s."
 LONGEST_PAUSE_S = 60.0
-STEADY_S = 60.0
+STEADY_S = 10.0
 "After this long without dying, the next restart comes without delay again."
 SYSTEMD_FIRST_FD = 3
 "SD_LISTEN_FDS_START."

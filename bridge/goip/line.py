@@ -68,8 +68,10 @@ class Submitted:
     sendid: int
     telid: int
     recipient: Recipient
-    since: float
-    "When the line was certainly still in this session."
+    at: float
+    "When it was written down, just before its SEND."
+    heard: float
+    "When the box was certainly asked about it last: it forgets a session that it hears nothing of."
 
 
 @dataclass(slots=True)
@@ -248,7 +250,7 @@ class Line:
 
         Only where a repeated SEND is a query, and while the box still has the session.
         """
-        if not self.repeat_safe or not self.usable or now >= submitted.since + self.out.timing.idle - 5:
+        if not self.repeat_safe or not self.usable or now >= submitted.heard + self.out.timing.idle - 5:
             return False
         self._earlier.append(submitted)
         self._next_earlier(now)
@@ -258,7 +260,7 @@ class Line:
         if self.session is None and self._earlier:
             submitted = self._earlier.popleft()
             session = self._new_session(submitted.sendid)
-            session.resume(submitted.telid, submitted.recipient, submitted.since, now)
+            session.resume(submitted.telid, submitted.recipient, submitted.at, submitted.heard, now)
 
     @property
     def asked(self) -> set[int]:

@@ -146,20 +146,20 @@ class BulkSession:
         self._pending.extend(recipients)
         self._transmit(wire.encode_msg(self.sendid, text), Phase.OPENING, now)
 
-    def resume(self, telid: int, recipient: Recipient, since: float, now: float) -> None:
-        """Go on with a number that an earlier run submitted, or was about to, at `since`: listen, then ask.
+    def resume(self, telid: int, recipient: Recipient, at: float, heard: float, now: float) -> None:
+        """Go on with a number that an earlier run submitted, or was about to, at `at`: listen, then ask.
 
         Only for firmware where a repeated SEND is a query: should the first one not have arrived, this is the first.
         Never MSG with an old sendid: that would make a new session, in which SEND sends (docs/reliability.md).
         """
         self.authenticated = True
-        self.heard = since
+        self.heard = heard
         self._telid, self.outcomes.open[telid] = telid, recipient
         self._submitted_at = self._silent_since = now
         self.repeated = True  # nobody knows what left before
         self._datagram = wire.encode_send(self.sendid, telid, recipient.number)
         self.phase = Phase.WAITING
-        self.deadline = max(now, since + self._timing.grace)
+        self.deadline = max(now, at + self._timing.grace)
 
     def receive(self, message: wire.Message, now: float) -> None:
         """Take one message that carries this session's sendid."""

@@ -25,7 +25,7 @@ def restarted(*, fields: dict[str, str] | None = None, proof: Proof | None = Non
 
 
 def resume(bench: Bench, *, ago: float = 2.0, msg: int = 9, sendid: int = OLD) -> bool:
-    submitted = Submitted(sendid, 3, Recipient(msg, "+499"), bench.now - ago)
+    submitted = Submitted(sendid, 3, Recipient(msg, "+499"), bench.now - ago, bench.now - ago)
     bench.server.restore_session("goip1", submitted, bench.now)
     return bench.server.resume_session("goip1", submitted, bench.now)
 

@@ -920,7 +920,7 @@ def test_things_of_a_line_that_is_gone_are_not_restored(fresh):
     core = fresh.server
     core.restore_line("gone", LineMemory(address=HOME, count=1, reboots=0))
     core.restore_repeat("gone", b"key", START)
-    core.restore_session("gone", Submitted(5, 1, Recipient(1, "+49"), START), START)
+    core.restore_session("gone", Submitted(5, 1, Recipient(1, "+49"), START, START), START)
     assert fresh.tell("OK 5 1 1") == []
     assert fresh.events() == []
 
