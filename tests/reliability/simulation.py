@@ -651,7 +651,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable(logging.CRITICAL)
     chosen = [SCENARIOS[name] for name in options.scenario or SCENARIOS]
     if options.crashes:
-        return _crashes(options.seed or 0)
+        return _crashes(options.seed or 1)
     if options.seed is not None and options.scenario and options.sends is None:
         return _replay(chosen[0], options.seed)
     seed = options.seed if options.seed is not None else 1
