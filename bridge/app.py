@@ -283,10 +283,14 @@ class Bridge:
         self.server.deaf = now - max(0.0, wall - self._alive_before), now
         self._drops_before = self.store.get("drops") or 0
         self._socket_before = self.store.get("socket")
+        hold_until = self.store.get("hold_until") or 0.0
         if self.store.restored:
-            self.server.hold(now + self.settings.timing.restored_hold_s)
+            hold_until = wall + self.settings.timing.restored_hold_s
+        if wall < hold_until <= wall + self.settings.timing.restored_hold_s:  # else the clock was set
+            self.server.hold(now + hold_until - wall)
         with self.store.transaction():
             if self.store.restored:
+                self.store.put("hold_until", hold_until)
                 self.ledger.doubt_all(batch)
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
@@ -302,7 +306,8 @@ class Bridge:
             return None
         at = now - max(0.0, wall - row.changed)
         heard = now - max(0.0, wall - max(row.changed, self._alive_before))
-        return Submitted(row.sendid, row.telid, Recipient(row.n, row.number), at, heard)
+        expires = None if row.expires is None else now + row.expires - wall
+        return Submitted(row.sendid, row.telid, Recipient(row.n, row.number, expires=expires), at, heard)
 
     def _go_on(self) -> None:
         """Once everything that waited in the socket was read: ask what became of the SMS that were under way."""
@@ -310,7 +315,10 @@ class Bridge:
         self._tell_gap()
         now, wall = self.clock.monotonic(), self.clock.time()
         for row in self.store.in_state("sending"):
-            if submitted := self._submitted(row, now, wall):
+            later = any(
+                (other.sendid or 0) > (row.sendid or 0) for other in self.store.submitted(row.line, row.changed)
+            )
+            if not later and (submitted := self._submitted(row, now, wall)):  # else it would be sent out of its turn
                 self.server.resume_session(row.line, submitted, now)
         self._feed_all()
 
@@ -569,6 +577,7 @@ class Bridge:
         number = receiver_number(selftest, receiver) if receiver is not None else None
         if number is None or self._stopping or self._fenced:
             return False
+        log.info("line %s: a self-test begins; other SMS of the line wait for it", order.target)
         return self.server.selftest(order.target, order.n, selftest.to, number, self.clock.monotonic())
 
     def _feed_all(self) -> None:
@@ -757,6 +766,8 @@ class Bridge:
 
     def reload_on_signal(self) -> None:
         """SIGHUP: what `bridge/cmd/reload` does."""
+        if self._stopping:
+            return
         self._guarded(self.reload)()
         self._guarded(self.pump)()
 
@@ -784,8 +795,13 @@ class Bridge:
         self.publisher.retry_parked()
         self._publish_bridge()
         self._feed_all()
-        log.info("configuration reloaded: %d lines", len(self.settings.lines))
         later = f" These take effect after a restart: {', '.join(fixed)}." if fixed else ""
+        log.log(
+            logging.WARNING if fixed else logging.INFO,
+            "configuration reloaded: %d lines.%s",
+            len(self.settings.lines),
+            later,
+        )
         return "ok", f"Reloaded: {len(self.settings.lines)} lines.{later}"
 
     # -- retained state

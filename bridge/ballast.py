@@ -24,12 +24,23 @@ class Ballast:
         self._path = path
         self.spent = path.exists() and path.stat().st_size == 0
         "The space was given up, and there is still too little room to hold it again."
+        self._said = False
         if _free(path) < LEAST_BYTES:
             self.give_up()
 
     def take(self) -> None:
         """Hold the space, where as much again stays free."""
-        if _held(self._path) >= BALLAST_BYTES or _free(self._path) < 2 * BALLAST_BYTES:
+        if _held(self._path) >= BALLAST_BYTES:
+            return
+        if _free(self._path) < 2 * BALLAST_BYTES:
+            if not self.spent and not self._said:
+                self._said = True
+                log.warning(
+                    "%s: less than %d MiB are free, so no space is held for when the disk is full: then nothing "
+                    "could be stored",
+                    self._path.parent.absolute(),
+                    2 * BALLAST_BYTES >> 20,
+                )
             return
         try:
             with self._path.open("wb") as file:
@@ -41,7 +52,7 @@ class Ballast:
             return
         if self.spent:
             self.spent = False
-            log.warning("%s: the disk has room again: commands are accepted", self._path.parent)
+            log.warning("%s: the disk has room again: commands are accepted", self._path.parent.absolute())
 
     def give_up(self) -> None:
         """The disk is full."""

@@ -35,7 +35,7 @@ MAX_REQUESTS = 20
 MAX_REPEATS = 20
 "Repeats of one command that are answered when it is."
 MAX_EMPTIED = 1000
-SELFTEST_BUSY = "the line sends SMS or pauses, or one of the two lines is being tested"
+SELFTEST_BUSY = "the line sends SMS, has some to send, or pauses; or one of the two lines is being tested"
 SELFTEST_VERDICTS = {
     "safe": "Safe: a repeated SEND is answered from memory, and sends nothing.",
     "unsafe": "Unsafe: the gateway sends an SMS again when SEND is repeated.",
@@ -413,7 +413,7 @@ class Intake:
         if receiver_number(command, receiver) is None:
             message = f"number: is required, because the gateway does not know the number of line {receiver.name}"
             raise CommandError("invalid_payload", message)
-        if not line.ready or receiver.tester is not None:
+        if not line.ready or receiver.tester is not None or self._store.queued(line.name, 1):
             raise CommandError("busy", SELFTEST_BUSY)
         batch.orders.append(Order(self._remember(row, warnings).n, row.target, command))
 

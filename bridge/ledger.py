@@ -90,6 +90,10 @@ class Ledger:
 
     def _line_online(self, event: events.LineOnline, batch: Batch, _now: float) -> None:
         self._set_online(batch, event.line, online=True)
+        line = self._server.line(event.line)
+        if line is not None and line.count is not None:  # its fields tell the hardware, and with it what is proved
+            memory = LineMemory(address=event.address, count=line.count, reboots=line.reboots, fields=line.fields)
+            self._store.save_line(event.line, memory)
         self._line_event(
             batch, event.line, "line_online", "The line is registered.", address=address_text(event.address)
         )
@@ -148,6 +152,17 @@ class Ledger:
             "within_s": event.within,
         }
         batch.event(self._topics.line(event.line, "event"), payloads.Event, "selftest", fields)
+        line = self._server.line(event.line)
+        if line is not None and isinstance(line.session, SelfTest):
+            trace = f"{self._server.next_sendid} {batch.at} {line.session.number}"
+            self._store.put(f"selftest {event.line}", trace)
+
+    def _selftest_trace(self, line: str) -> tuple[int, float, str] | None:
+        """The last self-test of a line, whose SMS have no rows: sendids before which they are, when, and to whom."""
+        if (trace := self._store.get(f"selftest {line}")) is None:
+            return None
+        sendid, at, number = str(trace).split(" ", 2)
+        return int(sendid), float(at), number
 
     def _selftest_ended(self, event: events.SelfTestEnded, batch: Batch, _now: float) -> None:
         if event.verdict == "safe":  # `unsafe` was told as RepeatUnsafe
@@ -415,18 +430,26 @@ class Ledger:
             return
         doubtful: list[SmsRow] = []
         before: SmsRow | None = None
-        for row in reversed(self._store.submitted(after.line, batch.at - REPORT_WINDOW_S)):
+        submitted = self._store.submitted(after.line, batch.at - REPORT_WINDOW_S)
+        for row in reversed(submitted):
             if (row.sendid, row.telid) >= (after.sendid, after.telid):
                 continue
             if row.state != "unknown":
                 before = row
                 break
             doubtful.append(row)
-        if before is None or before.sms_no is None or after.sms_no is None or not doubtful:
+        if before is None or before.sms_no is None or after.sms_no is None:
             return
+        if not 0 < len(doubtful) < ODOMETER_WRAPS - 1:
+            return
+        trace = self._selftest_trace(after.line)
+        if trace is not None and (before.sendid or 0) < trace[0] <= (after.sendid or 0):
+            return  # its SMS were counted as well
+        if any(row.attempt > 1 and row.changed >= before.changed for row in submitted):
+            return  # one that was submitted before may have been between them then
         rows = (before, *doubtful, after)
-        if any(row.reboots != line.reboots or row.attempt > 1 or segment(row.text).parts > 1 for row in rows):
-            return  # another submission, or another count, may be between them
+        if any(row.reboots != line.reboots or segment(row.text).parts > 1 for row in rows):
+            return  # it may have counted anew, or otherwise
         went = (after.sms_no - before.sms_no) % ODOMETER_WRAPS - 1
         if went == len(doubtful) and not self._box_sent_between(line, before, after, batch.at):
             for row in doubtful:
@@ -508,12 +531,8 @@ class Ledger:
         return self._store.doubtful(long_ago, MAX_ATTEMPTS)
 
     def _let_go(self, batch: Batch, line: str, sms_no: int | None, state: int, number: str) -> None:
-        since = batch.at - REPORT_WINDOW_S
-        rows = [row for row in self._store.submitted(line, since) if number and same_number(row.number, number)]
-        another_part = any(row.sms_no is not None and row.sms_no == sms_no for row in rows)
-        possible = [row for row in rows if _lacks_sms_no(row) and not another_part]
-        if len(possible) == 1:  # the only SMS it can belong to
-            self._reported(batch, possible[0], state, sms_no)
+        if (row := self._only_possible(line, sms_no, number, batch.at)) is not None:
+            self._reported(batch, row, state, sms_no)
             return
         batch.fact(
             self._topics.line(line, "delivery"),
@@ -527,6 +546,20 @@ class Ledger:
             error=_report_error(state),
             evidence="report",
         )
+
+    def _only_possible(self, line: str, sms_no: int | None, number: str, at: float) -> SmsRow | None:
+        """The SMS that a report with a strange sms_no is of, if it can be of no other."""
+        trace = self._selftest_trace(line)
+        if not number or (trace is not None and at - trace[1] < REPORT_WINDOW_S and same_number(trace[2], number)):
+            return None
+        if sms_no is not None and any(
+            same_number(row.number, number) for row in self._store.by_sms_no(line, sms_no, 0.0)
+        ):
+            return None  # an old one of this number
+        rows = self._store.submitted(line, at - REPORT_WINDOW_S)
+        possible = [row for row in rows if same_number(row.number, number) and _could_be_reported(row)]
+        open_ones = [row for row in possible if row.state in ("sending", "sent", "unknown")]
+        return open_ones[0] if len(possible) == len(open_ones) == 1 else None
 
 
 _HANDLERS: dict[type, Callable[[Ledger, Any, Batch, float], None]] = {
@@ -556,9 +589,11 @@ _HANDLERS: dict[type, Callable[[Ledger, Any, Batch, float], None]] = {
 }
 
 
-def _lacks_sms_no(row: SmsRow) -> bool:
+def _could_be_reported(row: SmsRow) -> bool:
     """Whether a report could belong to it although their sms_nos don't say so."""
-    return row.state in ("sending", "unknown") or (row.state == "sent" and row.sms_no is None)
+    if row.state in ("sending", "unknown", "failed"):  # one that failed may have gone out all the same (§4.5)
+        return True
+    return row.sms_no is None or segment(row.text).parts > 1  # other parts may have other numbers
 
 
 def same_number(one: str, other: str) -> bool:

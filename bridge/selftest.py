@@ -61,7 +61,11 @@ def main(args: argparse.Namespace) -> int:
         return 2
     if (code := _ask(args)) is not None:
         return code
-    return mqtt.run(args, lambda settings: _SelfTest(settings, args, path).run())
+    try:
+        return mqtt.run(args, lambda settings: _SelfTest(settings, args, path).run())
+    except KeyboardInterrupt:
+        mqtt.complain("\nthe self-test goes on in the bridge, if it had begun: its log will have the verdict")
+        raise
 
 
 def _ask(args: argparse.Namespace) -> int | None:

@@ -286,7 +286,9 @@ class _Send:
         if topic == self._birth_topic:
             before, self._online = self._online, payload.decode(errors="replace")
             if before == "online":
-                mqtt.complain(f"warning: the bridge went {self._online}; waiting for it")
+                again = self._online == "online"  # its will came too late to be seen
+                what = "was restarted" if again else f"went {self._online}; waiting for it"
+                mqtt.complain(f"warning: the bridge {what}")
             return
         try:
             fields = json.loads(payload)

@@ -161,6 +161,7 @@ class Store:
         self.is_new = not path.exists() or path.stat().st_size == 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # it has numbers and texts; SQLite's others follow
             if ballast:
                 self._ballast = Ballast(path.with_name(f"{path.name}-ballast"))
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5, cached_statements=256)
@@ -301,8 +302,9 @@ class Store:
             yield name, Proof(safe=bool(safe), identity=identity, dense=bool(dense))
 
     def delete_line(self, name: str) -> None:
-        """Forget where a line was."""
+        """Forget where a line was, and what it was."""
         self._db.execute("DELETE FROM line WHERE name = ?", (name,))
+        self._db.execute("DELETE FROM proof WHERE line = ?", (name,))
 
     def lines(self) -> Iterator[tuple[str, LineMemory]]:
         """Every line ever heard."""

@@ -162,7 +162,9 @@ def test_an_unknown_command_gets_a_suggestion():
 
 def test_every_command_has_help():
     commands = re.findall(r"^    (\w+) ", cli("--help").stdout, re.MULTILINE)
-    assert {"run", "demo", "send", "monitor", "doctor", "health", "config", "sim", "schema"} == set(commands)
+    assert {"run", "demo", "send", "monitor", "doctor", "health", "config", "selftest", "sim", "schema"} == set(
+        commands
+    )
 
 
 @pytest.mark.parametrize("command", ["demo", "send", "monitor", "doctor", "health"])

@@ -28,7 +28,7 @@ from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.store import MIGRATIONS, Store, StoreError, StoreUnusable
 from broker_fixture import Broker
-from harness import BridgeProcess, RawLine, bridge_config, raw_line, running, watching
+from harness import BridgeProcess, RawLine, bridge_config, raw_line, running, sweep, watching
 from reliability import faulty_disk
 from reliability.faulty_disk import FULL, IOERR_WRITE, READONLY, Disk
 
@@ -734,6 +734,12 @@ async def deliver(line: RawLine, text: str) -> None:
     raise AssertionError("the box would have given up")
 
 
+@pytest.fixture
+async def _swept(broker: Broker) -> AsyncIterator[None]:
+    yield
+    await sweep(broker)
+
+
 @contextlib.asynccontextmanager
 async def connected(broker: Broker, directory: Path, store: Path) -> AsyncIterator[tuple[Any, BridgeProcess, RawLine]]:
     id = f"d{os.getpid()}-{next(_numbers)}"
@@ -745,6 +751,7 @@ async def connected(broker: Broker, directory: Path, store: Path) -> AsyncIterat
             yield watcher, bridge, line
 
 
+@pytest.mark.usefixtures("_swept")
 async def test_on_a_full_disk_inbound_sms_are_taken_and_commands_refused_until_there_is_room(
     broker: Broker, tmp_path: Path
 ) -> None:

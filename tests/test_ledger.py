@@ -522,3 +522,64 @@ def test_a_report_that_could_belong_to_two_sms_settles_neither(book: Book) -> No
     [fact] = book.settle(REPORT_HOLD_S + 1)
     assert fact["msg"] is None
     assert [state(book, first), state(book, n)] == ["sent", "sending"]
+
+
+# -- where the odometer, or a report, would be that of another SMS
+
+
+def test_the_sms_of_a_selftest_are_no_evidence(dense: Book) -> None:
+    dense.sent(sms_no=5)
+    both = [lost(dense), lost(dense)]
+    with dense.store.transaction():  # two SMS of a self-test, which have no rows, take 6 and 7
+        dense.store.put("selftest goip1", f"{FIRST_SENDID + both[-1] + 1} {dense.at} +4915112345678")
+    dense.sent(sms_no=8)
+    dense.at += 66
+    dense.settle_quietly()
+    assert [state(dense, n) for n in both] == ["unknown", "unknown"]
+
+
+def test_an_sms_that_was_submitted_twice_is_no_evidence(dense: Book) -> None:
+    dense.sent(sms_no=5)
+    again = lost(dense, guarantee="at_least_once")  # it was sent, and took 6
+    dense.at += 880
+    n = lost(dense)
+    dense.sent(sms_no=7)
+    dense.at += 30
+    dense.settle_quietly()
+    assert state(dense, again) == "queued"
+    dense.record(events.SmsSending("goip1", again, FIRST_SENDID + 500, 1))
+    dense.at += 40
+    dense.settle_quietly()
+    assert state(dense, n) == "unknown"
+
+
+def test_a_whole_turn_of_the_counter_is_no_evidence(dense: Book) -> None:
+    dense.sent(sms_no=5)
+    doubtful = [lost(dense) for _ in range(256)]
+    dense.sent(sms_no=(5 + 257) % 256)
+    dense.at += 66
+    dense.settle_quietly()
+    assert {state(dense, n) for n in doubtful} == {"unknown"}
+
+
+@pytest.mark.parametrize("of", ["a failed one", "another part", "one of yesterday", "a self-test"])
+def test_a_report_that_may_be_of_another_sms_settles_nothing(book: Book, of: str) -> None:
+    if of == "a failed one":  # with a cause after which it may have gone out
+        failed = book.queue()
+        book.record(
+            events.SmsSending("goip1", failed, FIRST_SENDID + failed, 1), events.SmsFailed("goip1", failed, 38, "x")
+        )
+    elif of == "another part":
+        book.sent(sms_no=5, text="x" * 300)
+        book.record(report(5))
+    elif of == "one of yesterday":
+        book.sent(sms_no=6)
+        book.at += 9 * 3600
+    else:
+        with book.store.transaction():
+            book.store.put("selftest goip1", f"1 {book.at} +4915112345678")
+    n = lost(book)
+    book.record(report(6))
+    book.at += REPORT_HOLD_S + 1
+    book.settle_quietly()
+    assert state(book, n) == "unknown"

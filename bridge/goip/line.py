@@ -169,8 +169,11 @@ class Line:
 
     @property
     def known(self) -> Proof | None:
-        """What was proved of the present hardware."""
-        return self.proof if self.proof is not None and self.proof.identity == self.identity else None
+        """What was proved of the present hardware. That it sends twice holds until another one is seen."""
+        proof, identity = self.proof, self.identity
+        if proof is None or (proof.identity != identity and (proof.safe or (proof.identity and identity))):
+            return None
+        return proof
 
     @property
     def repeat_safe(self) -> bool:
@@ -250,8 +253,12 @@ class Line:
 
         Only where a repeated SEND is a query, and while the box still has the session.
         """
-        if not self.repeat_safe or not self.usable or now >= submitted.heard + self.out.timing.idle - 5:
+        timing = self.out.timing
+        if not self.repeat_safe or not self.usable or now >= submitted.heard + timing.idle - 5:
             return False
+        expires = submitted.recipient.expires
+        if expires is not None and max(now, submitted.at + timing.grace) >= expires:
+            return False  # should its SEND not have left, the question would be the first one
         self._earlier.append(submitted)
         self._next_earlier(now)
         return True
@@ -351,6 +358,7 @@ class Line:
         before, was_disabled, identity = self.fields, self.disabled, self.identity
         self.fields = fields
         if self.identity != identity:
+            self.heed_safety(now)
             self._spoil_selftest("the module of the sending line was changed", now)
         if before.get("gsm_status") == "LOGIN" != fields.get("gsm_status"):
             self._tell_tester("lost its network", now)  # SMS may wait there
@@ -549,8 +557,8 @@ class Line:
         if session.authenticated:
             self._set_password_refused(False)
         if session.outcomes.doubled:
-            session.safe = False
             self.learn_unsafe()
+            self.heed_safety(now)
         if not session.over:
             return
         self.session = None
@@ -601,8 +609,19 @@ class Line:
     def learn_unsafe(self) -> None:
         """One SMS left twice: from now on SEND is not repeated on this firmware where that can be helped."""
         if self.known is None or self.known.safe:
-            self.proof = Proof(safe=False, identity=self.identity)
-            self.out.events.append(events.RepeatUnsafe(self.name, self.identity))
+            identity = self.identity or (self.proof.identity if self.proof is not None else "")
+            self.proof = Proof(safe=False, identity=identity)
+            self.out.events.append(events.RepeatUnsafe(self.name, identity))
+
+    def heed_safety(self, now: float) -> None:
+        """What is configured or known of the firmware has changed: what must not be repeated is only listened for."""
+        if self.repeat_safe:
+            return
+        if isinstance(self.session, BulkSession) and self.session.safe:
+            self.session.only_listen(now)
+        while self._earlier:
+            submitted = self._earlier.popleft()
+            self.out.linger(submitted.sendid, Outcomes(self.name, {submitted.telid: submitted.recipient}), now)
 
     # -- small things
 

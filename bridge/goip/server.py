@@ -101,6 +101,7 @@ class SmsServer:
         self.next_sendid = next_sendid
         self.deaf = now, now
         "When nobody read the socket last: from, until. What comes soon after may have waited, and is older then."
+        self._held_until = float("-inf")
         self._by_goip_id: dict[str, _Registered] = {}
         self._by_name: dict[str, _Registered] = {}
         self._answers: dict[int, Line] = {}
@@ -124,6 +125,9 @@ class SmsServer:
             line.declared_safe = config.repeat_safe
             registered = _Registered(line, config.password.encode(), config.allow_from)
             self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
+            line.heed_safety(now)
+            if line.held_until < self._held_until and now < self._held_until:
+                line.hold(self._held_until)
             self.schedule(line)
         for registered in before.values():
             registered.line.retire(now)
@@ -242,6 +246,7 @@ class SmsServer:
 
     def hold(self, until: float) -> None:
         """Send no SMS on any line before `until`."""
+        self._held_until = until
         for registered in self._by_name.values():
             registered.line.hold(until)
             self.schedule(registered.line)

@@ -237,6 +237,12 @@ class BulkSession:
         if self.phase in (Phase.OPENING, Phase.AUTHENTICATING):
             self._done(now)
 
+    def only_listen(self, now: float) -> None:
+        """Ask no more: the firmware may send again."""
+        self.safe = False
+        if self.phase is Phase.WAITING:
+            self.deadline = max(now, self._silent_since + self._timing.wait)
+
     def abandon(self, now: float) -> None:
         """The box rebooted: it knows nothing of this session any more."""
         if self.phase in (Phase.SUBMITTED, Phase.WAITING):

@@ -1,5 +1,7 @@
 """After a restart: what is asked of the box, what never is, and what is learned of its firmware by the way."""
 
+from dataclasses import replace
+
 import pytest
 from goip_bench import HOME, SENDID, Bench
 
@@ -315,3 +317,60 @@ def test_before_the_first_keepalive_a_late_event_is_a_new_one():
     bench.advance(10)
     assert sms(bench) == ["RECEIVE 11 OK\n"]
     assert len(bench.told(events.SmsReceived)) == 1
+
+
+# -- what ends a line's safety, and what does not
+
+
+def test_line_that_sent_twice_stays_unsafe_without_an_imei():
+    bench = Bench(repeat_safe=True)
+    bench.keepalive("imei:356789012345678;")
+    bench.server.restore_proof("goip1", Proof(safe=False, identity="35678901"))
+    bench.keepalive("imei:;")
+    assert not bench.line.repeat_safe
+    bench.line.proof = Proof(safe=False, identity="")
+    bench.keepalive("imei:356789012345678;")
+    assert not bench.line.repeat_safe
+    bench.line.proof = Proof(safe=False, identity="35678901")
+    bench.keepalive("imei:111111112345678;")
+    assert bench.line.repeat_safe, "another module"
+
+
+def test_reload_to_unsafe_stops_the_questions():
+    bench = Bench(repeat_safe=True)
+    bench.submit()
+    bench.tell(f"WAIT {SENDID} 1")
+    assert bench.advance(5) == [f"SEND {SENDID} 1 +491\n"]
+    bench.server.configure([replace(bench.config, repeat_safe=False)], bench.now)
+    assert bench.advance(60) == []
+    bench.tell(f"OK {SENDID} 1 160")
+    assert bench.told(events.SmsSent)
+
+
+def test_reload_to_unsafe_only_listens_for_what_was_to_be_asked():
+    bench = restarted(repeat_safe=True)
+    resume(bench)
+    resume(bench, msg=10, sendid=OLD + 1)
+    bench.server.configure([replace(bench.config, repeat_safe=False)], bench.now)
+    assert bench.advance(60) == []
+    bench.tell(f"OK {OLD} 3 160", f"OK {OLD + 1} 3 161")
+    assert [sent.msg for sent in bench.told(events.SmsSent)] == [9, 10]
+
+
+def test_sms_that_expires_before_it_could_be_asked_about_is_only_listened_for():
+    for expires, asked in ((7.0, False), (9.0, True)):
+        bench = restarted(repeat_safe=True)
+        recipient = Recipient(9, "+499", expires=bench.now + expires)
+        submitted = Submitted(OLD, 3, recipient, bench.now - 2, bench.now - 2)
+        assert bench.server.resume_session("goip1", submitted, bench.now) is asked
+
+
+def test_line_that_comes_with_a_reload_is_held_as_well():
+    bench = restarted()
+    bench.server.hold(bench.now + 95)
+    new = replace(bench.config, name="goip2", goip_id="goip2")
+    bench.server.configure([bench.config, new], bench.now)
+    bench.tell("req:1;id:goip2;pass:pw1;gsm_status:LOGIN;")
+    line = bench.server.line("goip2")
+    assert line is not None
+    assert not line.ready

@@ -278,6 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.simulate:
         return _simulate()
     chosen = [mutation for mutation in MUTATIONS if args.only in mutation.name]
+    if not chosen:
+        parser.error(f"no mutation has {args.only!r} in its name")
     proofs = ("simulation", "chaos") if args.proof == "both" else (args.proof,)
     print(f"{'':72}" + "".join(f"{proof:>44}" for proof in proofs))
     missed = 0

@@ -87,6 +87,8 @@ class Scenario:
     radio_errors: float = 0.02
     guarantees: tuple[str, ...] = ("effectively_once",)
     keyless: float = 0.05
+    ttl: tuple[float, float] | None = None
+    "Seconds after which an SMS is too old to be sent."
     logouts: int = 0
     "How often a SIM loses its network for a while."
     ussd: int = 0
@@ -124,6 +126,10 @@ SCENARIOS = {
         Scenario(name="broker_hours", faults=LAN, broker_kills=1, broker_down=(3600.0, 7200.0), kills=0.05),
         Scenario(name="late", faults=Faults(loss=0.02, duplicate=0.1, reorder=0.1, delay=(0.0, 5.0)), kills=0.10),
         Scenario(name="logouts", faults=LAN, kills=0.10, logouts=6, radio_errors=0.3),
+        # An SMS whose time is over is not asked about after a crash: the question could be its first SEND.
+        Scenario(
+            name="ttl", faults=ROUGH, kills=0.3, down=(1.0, 60.0), ttl=(5.0, 120.0), keyless=0.0, waived=("I5",)
+        ),
         Scenario(name="ussd", faults=Faults(loss=0.1, delay=(0.0, 0.05)), kills=0.2, ussd=30, sms=10),
         Scenario(name="disk", faults=Faults(loss=0.05, delay=(0.0, 0.05)), stalls=6, kills=0.05),
         # A clock that is set while the bridge is dead hides how old an SMS under way is: it may be asked too late.
@@ -398,6 +404,8 @@ class Simulation:
             else:
                 body: dict[str, Any] = {"id": f"c{number}", "to": numbers if count > 1 else numbers[0], "text": text}
                 body["guarantee"] = rng.choice(scenario.guarantees)
+                if scenario.ttl is not None:
+                    body["ttl_s"] = round(rng.uniform(*scenario.ttl))
                 if rng.random() < 0.2:
                     body["priority"] = rng.choice((0, 9))
                 command = checker.Command(
