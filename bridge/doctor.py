@@ -243,7 +243,8 @@ def _examine_udp(settings: Settings, report: Report, *, running: bool) -> None:
         if error.errno == errno.EADDRINUSE and running:
             report.ok(what, f"UDP {udp.listen} is in use, as it should be while the bridge runs")
         elif error.errno == errno.EADDRINUSE:
-            advice = f"Stop it, or choose another port: ss -ulpn | grep {udp.port}"
+            advice = f"Stop it, or choose another port: ss -ulpn | grep {udp.port}; a goip-bridge that is starting "
+            advice += "again holds it too: look into its log"
             report.problem(what, f"UDP {udp.listen} is in use by another program", advice)
         else:
             advice = "Use 0.0.0.0 for all addresses of this machine, and a port above 1023"

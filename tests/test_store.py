@@ -172,3 +172,11 @@ def test_a_store_that_was_deleted_begins_anew(tmp_path: Path) -> None:
     assert not restored(path)
     use(path)
     assert not restored(path)
+
+
+def test_nobody_else_may_read_a_new_store(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store, store.transaction():
+        store.put("a", 1)
+        names = [path for path in tmp_path.iterdir() if not path.name.endswith("-epoch")]
+        assert len(names) >= 2
+        assert {path.stat().st_mode & 0o777 for path in names} == {0o600}
