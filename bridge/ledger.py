@@ -497,6 +497,7 @@ class Ledger:
             self._let_go(batch, line, sms_no, state, number)
         for row in self._orphans(now):
             self._move(batch, row, "unknown", {}, evidence="restart")
+        # Should the commit fail, this evidence is lost and the SMS stay unknown: never the other way round.
         while self._odometer_due and now >= self._odometer_due[0][0]:
             self._read_odometer(batch, self._odometer_due.popleft()[1])
         for row in self._doubtful(batch.at):

@@ -71,7 +71,6 @@ class SelfTest:
         self.refusal = Refusal.NONE
         self.outcomes = Outcomes(line)
         "No SMS of the owner is in it; `doubled` is the verdict `unsafe`."
-        self.safe = False
         self.repeated = True
         self._password = password
         self._take_sendid = take_sendid

@@ -92,7 +92,6 @@ class Session(Protocol):
     authenticated: bool
     refusal: Refusal
     outcomes: Outcomes
-    safe: bool
     repeated: bool
 
     @property
