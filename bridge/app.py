@@ -104,6 +104,8 @@ class Bridge:
         self.link: MqttLink | None = None
         self.udp: UdpSocket | None = None
         self._backlog: deque[Incoming] = deque()
+        self._taking = False
+        "The rest of the backlog has its turn in the event loop: more commands wait behind it."
         self._inbox: list[Incoming] = []
         self._poison: list[Incoming] = []
         "Commands that made us fail."
@@ -377,10 +379,12 @@ class Bridge:
     def received(self, messages: list[Incoming]) -> None:
         """Take commands from the broker; one that is not committed is not acknowledged and comes again."""
         self._backlog.extend(messages)
-        self._take_commands()
+        if not self._taking:
+            self._take_commands()
 
     def _take_commands(self) -> None:
         """Some at a time: a large one may take half a second, and the lines want their answers in between."""
+        self._taking = False
         if self._stopping:
             return
         size = 0
@@ -389,6 +393,7 @@ class Bridge:
             size += len(message.payload)
             self._inbox.append(message)
         if self._backlog:
+            self._taking = True
             asyncio.get_running_loop().call_soon(self._guarded(self._take_commands))
         self.pump()
 

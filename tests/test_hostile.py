@@ -490,19 +490,19 @@ async def test_payload_bombs_are_refused_with_the_reason(own_broker: Broker, tmp
             assert after - before < BOMBED_MB
             assert slowest < 10
             # Each of these takes a while, so the lines must be served between them.
-            began, slowest_line = time.monotonic(), 0.0
+            began, answers = time.monotonic(), []
             bombing = asyncio.gather(*(watcher.publish("bombs/goip1/cmd/sms", SLOW_BOMB) for _ in range(12)))
             count = len(watcher.on("bombs/goip1/result/sms")) + 12
             while len(watcher.on("bombs/goip1/result/sms")) < count:
                 asked = time.monotonic()
                 await line.register()
-                slowest_line = max(slowest_line, time.monotonic() - asked)
+                answers.append(time.monotonic() - asked)
                 assert asked < began + LIMIT_S
                 await asyncio.sleep(0.02)
             await bombing
             took = time.monotonic() - began
-            print(f"12 slow bombs took {took:.2f} s, the slowest keepalive {slowest_line:.2f} s")
-            assert slowest_line < took / 3
+            print(f"12 slow bombs took {took:.2f} s; {len(answers)} keepalives, the slowest {max(answers):.2f} s")
+            assert len(answers) >= 5, "no more than two bombs before each"
             assert line.nothing_waits(), "no bomb made an order for the gateway"
             assert bridge.log.count("connected to") == 1, "no reconnecting"
             assert [seen.payload for seen in watcher.on("bombs/bridge/availability")] == [b"online"]
