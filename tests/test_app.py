@@ -1,5 +1,6 @@
 """The choke point from inside: what real processes reach only by chance."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -176,3 +177,14 @@ async def test_sms_of_a_line_that_is_gone_are_failed_at_the_next_start(store: St
     told = [json.loads(row.body) for row in store.outbox(0, 1000) if row.schema == "delivery"]
     assert [fact["event_type"] for fact in told] == ["queued", "queued", "failed", "failed"]
     assert "removed" in told[-1]["error"]["text"]
+
+
+async def test_commands_of_several_reads_come_one_lot_at_a_time(store: Store) -> None:
+    bridge = make(store)
+    bridge.pump()
+    large = b'{"x":"' + b"x" * (300 << 10) + b'"}'
+    for mid in range(0, 6, 2):
+        bridge.received([command("goip/l0/cmd/sms", large, mid), command("goip/l0/cmd/sms", large, mid + 1)])
+    for taken in range(1, 7):  # the first at once, then one in each turn of the event loop
+        assert len(results(store)) == taken
+        await asyncio.sleep(0)
