@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import random
 import re
 import secrets
@@ -23,6 +24,7 @@ from bridge.batch import Batch, Order, Run
 from bridge.board import Board
 from bridge.clock import Clock
 from bridge.commands import Code
+from bridge.discovery import APART_S, Discovery
 from bridge.goip import events
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Submitted
@@ -36,6 +38,7 @@ from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
 from bridge.settings import BrokerUrl, Settings
+from bridge.status import Recent
 from bridge.store import OutboxRow, SmsRow, Store, StoreError
 from bridge.strangers import Strangers
 from bridge.topics import Topics
@@ -98,11 +101,14 @@ class Bridge:
         self.board = Board(
             self.run_info, self.instance, settings, store, self.server, self.topics, self.publisher, self.clock
         )
+        self.discovery = Discovery(self.instance, settings, self.topics, self.publisher, store, self.clock)
         self.answers = Answers(store, self.topics)
         self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
         self.link: MqttLink | None = None
         self.udp: UdpSocket | None = None
+        self.recent = Recent() if settings.http.listen is not None else None
+        "What only the HTTP listener tells."
         self._backlog: deque[Incoming] = deque()
         self._taking = False
         "The rest of the backlog has its turn in the event loop: more commands wait behind it."
@@ -121,6 +127,11 @@ class Bridge:
         "The gateways were asked about what was under way before the restart; until then nothing new is sent."
         self._fenced = False
         "Another bridge may be at work in our place: nothing new is sent."
+        self.can_restart = False
+        "Something starts the process again when it ends."
+        self.restart_asked = False
+        "The process is to be started again."
+        self._asked_to_stop: asyncio.Event | None = None
         self._stopping = False
         self._handed_over: asyncio.Event | None = None
         "While stopping: set when the broker has everything it can have."
@@ -141,8 +152,14 @@ class Bridge:
         self._ticked = now
         "When the regular work was done last."
         self._lag = 0.0
+        self._lag_before = 0.0
+        "The longest time that the program could not react: in this minute, and in the one before."
         self._removed: list[str] = []
         "Lines that the store knows and the configuration does not."
+        self._vanishing: dict[str, float] = {}
+        "Of these, those that the broker knows: when their retained topics are to go."
+        self._vanished: list[str] = []
+        "And those of which only the store knows any more."
         self._strangers = Strangers()
         self._retry: asyncio.TimerHandle | None = None
         self._restore(now)
@@ -161,8 +178,10 @@ class Bridge:
         Raises PortUnusable, and whatever is a bug.
         """
         loop = asyncio.get_running_loop()
+        self._asked_to_stop = stop
         self._failed = loop.create_future()
         self.udp = self._open_udp(inherited)
+        web = self._open_http()
         if self.udp.inherited:
             self._take_what_waits(self.udp)
         self._go_on()
@@ -181,7 +200,13 @@ class Bridge:
         self.pump()
         serving(self.udp)
         ending: set[asyncio.Future[Any]] = {*tasks, self._failed}
+        http = None
         try:
+            if web is not None and self.recent is not None:
+                from bridge.http import HttpListener  # here: it is large, and most do without
+
+                http = HttpListener(self, self.recent, web)
+                await http.start()
             done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
             for ended in done:
                 ended.result()  # an exception in any of them ends the service
@@ -191,6 +216,8 @@ class Bridge:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.udp.close()
+            if http is not None:
+                await http.close()
 
     def _open_udp(self, inherited: socket.socket | None) -> UdpSocket:
         wanted, received = self.settings.udp, self._guarded(self.datagrams_received)
@@ -198,7 +225,7 @@ class Bridge:
             try:
                 return UdpSocket.bind(wanted.host, wanted.port, received)
             except OSError as error:
-                raise PortUnusable(f"cannot listen on udp {wanted.listen}: {error.strerror}") from None
+                raise PortUnusable(f"cannot listen on udp {wanted.listen}: {error.strerror}", "udp.listen") from None
         udp = UdpSocket(inherited, received, inherited=True)
         if not udp.listens_on(wanted.host, wanted.port):
             log.warning(
@@ -208,6 +235,19 @@ class Bridge:
                 *udp.address,
             )
         return udp
+
+    def _open_http(self) -> socket.socket | None:
+        """Only the port: whether it can be had is known before anything begins."""
+        wanted = self.settings.http
+        if wanted.host is None or wanted.port is None:
+            return None
+        try:
+            family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
+            return socket.create_server((wanted.host, wanted.port), family=family)
+        except OSError as error:
+            named = error.errno is not None and error.errno > 0  # else it is of the name server
+            what = os.strerror(error.errno) if named else error.strerror  # without the port, which is in it again
+            raise PortUnusable(f"cannot listen on tcp {wanted.listen}: {what}", "http.listen") from None
 
     def _take_what_waits(self, udp: UdpSocket) -> None:
         """All that gateways sent while nobody listened, at once: nothing leaves that it would have changed."""
@@ -232,6 +272,7 @@ class Bridge:
             self._timer.cancel()
         await self._hear_outcomes()
         self._save_lines(self.server.lines)
+        self._empty_topics(math.inf)
         self.publisher.say_goodbye()
         self.publisher.drain(self.clock.monotonic())
         with contextlib.suppress(TimeoutError):
@@ -242,7 +283,7 @@ class Bridge:
                         await asyncio.wait_for(self._handed_over.wait(), min(HAND_OVER_S, end - loop.time() - 1.0))
                 await self.link.disconnect()
         self.pump()
-        self._commit([], None)  # what the broker acknowledged last
+        self._commit([], lambda _batch: self.discovery.save())  # and what the broker acknowledged last
 
     async def _hear_outcomes(self) -> None:
         """Begin and submit nothing more; wait for what became of the numbers that gateways have."""
@@ -273,8 +314,7 @@ class Bridge:
             if name in self.settings.lines:
                 self.server.restore_line(name, memory)
             else:
-                self._removed.append(name)
-                self.board.remove_line(name)
+                self._take_away(name)
         for name, proof in self.store.proofs():
             self.server.restore_proof(name, proof)
         timing = self.server.timing
@@ -378,9 +418,24 @@ class Bridge:
 
     def received(self, messages: list[Incoming]) -> None:
         """Take commands from the broker; one that is not committed is not acknowledged and comes again."""
-        self._backlog.extend(messages)
+        for message in messages:
+            if self.discovery.takes(message.topic):
+                self.discovery.heard(message.topic, message.payload)
+                self._acknowledge(message)
+            else:
+                self._backlog.append(message)
         if not self._taking:
             self._take_commands()
+
+    def hand_in(self, message: Incoming) -> None:
+        """Take a command from the HTTP listener, as one from the broker."""
+        self._guarded(self.received)([message])
+
+    def withdraw(self, message: Incoming) -> None:
+        """Forget a command that is not committed."""
+        for waiting in (self._backlog, self._inbox, self._poison):
+            with contextlib.suppress(ValueError):
+                waiting.remove(message)
 
     def _take_commands(self) -> None:
         """Some at a time: a large one may take half a second, and the lines want their answers in between."""
@@ -410,6 +465,7 @@ class Bridge:
         self._connections += 1
         self._mqtt = payloads.MqttInfo(version=version, session_present=session_present)
         self.publisher.connected()
+        self.discovery.connected()
         self._publish_bridge()
         if self._fenced:
             self._fenced = False
@@ -455,7 +511,7 @@ class Bridge:
 
     def _has_work(self) -> bool:
         """Something is to be written before anything may leave; sendids as well (`_reserve_sendids`)."""
-        waiting = self._events or self._inbox or self._notices or self._verdicts or self._removed
+        waiting = self._events or self._inbox or self._notices or self._verdicts or self._removed or self._vanished
         return bool(waiting) or min(self.server.next_sendid, MAX_SENDID) > self._sendids_reserved
 
     def _take_events(self) -> None:
@@ -483,6 +539,7 @@ class Bridge:
                         self.answers.give(batch, command, code, words, {})
                 for line in self._removed:
                     self.ledger.line_removed(batch, line)
+                for line in self._vanished:
                     self.store.delete_line(line)
                 for notice in self._notices:
                     batch.fact(self.topics.bridge("event"), payloads.BridgeEvent, **notice)
@@ -504,6 +561,7 @@ class Bridge:
         self._notices.clear()
         self._verdicts.clear()
         self._removed.clear()
+        self._vanished.clear()
         self._take_effect(batch)
         return True
 
@@ -550,18 +608,25 @@ class Bridge:
         self.answers.committed(batch)
         if self.board.take(batch):
             self._publish_states_soon()
+        if self.recent is not None:
+            self.recent.take(batch)
         for topic in batch.emptied:
             self.publisher.remove(topic)
         for what in batch.refresh:
-            self.publisher.refresh("" if what == "*" else self.topics.line(what, ""))
-        if self.link is not None:
-            for message in batch.acknowledge:
-                self.link.acknowledge(message)
+            self.discovery.refresh(None if what == "*" else what)
+            self.discovery.tick()
+            self.publisher.refresh(self.topics.line(what, "") if what != "*" else f"{self.topics.base}/")
+        for message in batch.acknowledge:
+            self._acknowledge(message)
         # A reload comes last: it may take away the line that another order is for.
         for order in sorted(batch.orders, key=lambda order: isinstance(order.command, commands.BridgeReload)):
             self._carry_out(order)
         for name in sorted(batch.feed):
             self._feed(name)
+
+    def _acknowledge(self, message: Incoming) -> None:
+        if self.link is not None:
+            self.link.acknowledge(message)
 
     def _carry_out(self, order: Order) -> None:
         now = self.clock.monotonic()
@@ -574,8 +639,18 @@ class Bridge:
                     self._verdicts.append((order.n, "busy", SELFTEST_BUSY))
             case commands.BridgeReload():
                 self._verdicts.append((order.n, *self.reload()))
+            case commands.BridgeRestart():
+                self._verdicts.append((order.n, *self._restart()))
             case command:
                 self.server.request(order.target, order.n, operation(command), now)
+
+    def _restart(self) -> tuple[Code, str]:
+        if not self.can_restart:
+            return "not_supported", "Nothing would start the bridge again: it runs without a supervisor."
+        self.restart_asked = True
+        if self._asked_to_stop is not None:
+            self._asked_to_stop.set()
+        return "ok", "The bridge restarts."
 
     def _begin_selftest(self, order: Order, selftest: commands.SelfTest) -> bool:
         receiver = self.server.line(selftest.to)
@@ -706,7 +781,12 @@ class Bridge:
         now, wall = self.clock.monotonic(), self.clock.time()
         self._ticked = now
         self.publisher.retry_parked(now)
+        self._empty_topics(now)
+        if self.discovery.tick():
+            self.publisher.refresh(f"{self.topics.base}/")
         if not self._stalled:
+            if self.discovery.unsaved:
+                self._commit([], lambda _batch: self.discovery.save())
             if now - self._alive >= ALIVE_S:
                 self._save_some_lines()
             if self.publisher.done_count or self.ledger.due(wall, now):
@@ -795,8 +875,10 @@ class Bridge:
         self.server.timing = _timing(self.settings)
         self.server.configure(_line_configs(self.settings), self.clock.monotonic())
         for line in gone:
-            self.board.remove_line(line)
-        self._removed.extend(gone)
+            self._take_away(line)
+        for line in self.settings.lines:
+            self._vanishing.pop(line, None)
+        self.discovery.configure(self.settings)
         self.publisher.retry_parked()
         self._publish_bridge()
         self._feed_all()
@@ -808,6 +890,19 @@ class Bridge:
             later,
         )
         return "ok", f"Reloaded: {len(self.settings.lines)} lines.{later}"
+
+    def _take_away(self, line: str) -> None:
+        """A line is no longer configured. Home Assistant first forgets its device, then its topics are emptied: an
+        entity that is there would make a warning of each.
+        """
+        self._removed.append(line)
+        self._vanishing[line] = self.clock.monotonic() + (APART_S if self.discovery.on else 0.0)
+
+    def _empty_topics(self, now: float) -> None:
+        for line in [line for line, due in self._vanishing.items() if due <= now]:
+            del self._vanishing[line]
+            self.board.remove_line(line)
+            self._vanished.append(line)
 
     # -- retained state
 
@@ -829,9 +924,14 @@ class Bridge:
         self.board.publish_stats()
 
     def _publish_health(self) -> None:
+        health = self.health()
+        self._lag, self._lag_before = 0.0, self._lag
+        self.board.publish_health(health)
+
+    def health(self) -> payloads.BridgeHealth:
+        """How the bridge is."""
         counters, udp, publisher = self.server.counters, self.udp, self.publisher
-        lag, self._lag = self._lag, 0.0
-        self.board.publish_health(
+        return self.board.health(
             payloads.UdpHealth(
                 received=counters.received,
                 sent=udp.sent if udp else 0,
@@ -846,25 +946,49 @@ class Bridge:
                 refused=publisher.refused,
                 reconnects=max(0, self._connections - 1),
             ),
-            lag,
+            self._lag,
         )
+
+    @property
+    def lag(self) -> float:
+        """Seconds: the longest time that the program could not react, in the last one or two minutes."""
+        return max(self._lag, self._lag_before)
+
+    @property
+    def ticked(self) -> float:
+        """Monotonic time at which the regular work was done last."""
+        return self._ticked
+
+    @property
+    def stalled(self) -> bool:
+        """The store can't be written: nothing is acknowledged to anybody."""
+        return self._stalled
+
+    @property
+    def stopping(self) -> bool:
+        """Nothing new is taken any more."""
+        return self._stopping
 
     # -- small things
 
     def _tell_refused(self, refused: list[tuple[Item, int]], now: float) -> None:
         for item, code in refused:
             event_type = "no_subscriber" if code == NO_SUBSCRIBER else "publish_refused"
-            count = self._limiter.admit((event_type, item.topic), now)
+            of_discovery = self.discovery.takes(item.topic)
+            count = self._limiter.admit((event_type, "discovery" if of_discovery else item.topic), now)
             if count is None:
                 continue
+            advice = "check its ACL and quota"
+            if of_discovery:
+                advice += ", or set homeassistant.discovery: false"
             if event_type == "publish_refused":
-                log.warning("the broker refused a publish to %s (%#x): check its ACL and quota", item.topic, code)
+                log.warning("the broker refused a publish to %s (%#x): %s", item.topic, code, advice)
             if isinstance(item, OutboxRow) and item.schema == "bridge_event":
                 continue  # telling it would be refused as well
             message = (
                 "Nobody is subscribed to this topic: what was published there reached no one."
                 if code == NO_SUBSCRIBER
-                else "The broker refused this publish. It is kept and tried again; check the broker's ACL and quota."
+                else f"The broker refused this publish. It is kept and tried again; {advice}."
             )
             notice = {"event_type": event_type, "message": message, "topic": item.topic, "reason_code": code}
             self._notices.append(notice | {"count": count})
@@ -874,7 +998,12 @@ class Bridge:
 
 
 class PortUnusable(Exception):  # noqa: N818 - told to the user, not caught to go on
-    """The UDP port can't be bound. `args[0]` says which and why."""
+    """A port can't be bound. `args[0]` says which and why."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+        "Of the configuration."
 
 
 class _PoisonError(Exception):
@@ -930,6 +1059,7 @@ def _link_config(bridge: Bridge, broker: BrokerUrl) -> LinkConfig:
         server_name=mqtt.server_name,
         will=will,
         subscriptions=topics.filters(),
+        replayed=bridge.discovery.filters(),
         max_incoming_bytes=2 * commands.MAX_PAYLOAD_BYTES,  # a broker drops what is larger without a word
     )
 

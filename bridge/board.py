@@ -24,7 +24,7 @@ from bridge.topics import Topics
 log = logging.getLogger(__name__)
 
 API = 1
-FEATURES = ["sms", "delivery", "ussd", "calls", "control", "jobs"]
+FEATURES = ["sms", "delivery", "ussd", "calls", "control", "jobs", "contacts", "homeassistant"]
 LINE_STATES = ("availability", "state", "stats", "sms/last")
 "The retained topics of a line."
 LAST_SEEN_S = 300.0
@@ -55,7 +55,7 @@ class Board:
         self._topics = topics
         self._publisher = publisher
         self._clock = clock
-        self._traffic = Traffic(store, clock)
+        self.traffic = Traffic(store, clock)
         self._changed: set[str] = set()
         self._published: dict[str, tuple[payloads.LineState, float]] = {}
         "By line: what its state meant when it was published last, and when."
@@ -65,7 +65,7 @@ class Board:
 
     def take(self, batch: Batch) -> bool:
         """Note what a batch changed; true when there are line states to be published soon."""
-        self._traffic.add(batch)
+        self.traffic.add(batch)
         for line, online in batch.availability.items():
             if line not in self.settings.lines:
                 continue  # removed a moment ago
@@ -126,11 +126,11 @@ class Board:
         if self._lines_stale and self._clock.monotonic() >= self._lines_due:
             self.publish_lines()
 
-    def publish_health(self, udp: payloads.UdpHealth, mqtt: payloads.MqttHealth, lag: float) -> None:
+    def health(self, udp: payloads.UdpHealth, mqtt: payloads.MqttHealth, lag: float) -> payloads.BridgeHealth:
         """How the bridge is; `lag` in seconds."""
         oldest = self._publisher.oldest
         counts = self._store.queue_counts().values()
-        health = payloads.BridgeHealth(
+        return payloads.BridgeHealth(
             uptime_s=int(self._clock.time() - self._run.started),
             rss_mb=_rss_mb(),
             loop_lag_ms=round(lag * 1000, 1),
@@ -148,11 +148,14 @@ class Board:
             ),
             store_low=self._store.low,
         )
+
+    def publish_health(self, health: payloads.BridgeHealth) -> None:
+        """How the bridge is."""
         self._publisher.set_payload(self._topics.bridge("health"), health)
 
     def publish_stats(self) -> None:
         """Queue and traffic of the lines where they changed."""
-        for line, stats in self._traffic.stats(self._store, self.settings.lines):
+        for line, stats in self.traffic.stats(self._store, self.settings.lines):
             self._publisher.set_payload(self._topics.line(line, "stats"), stats)
 
     def publish_jobs(self) -> list[str]:
@@ -170,7 +173,7 @@ class Board:
         for path in LINE_STATES:
             self._publisher.remove(self._topics.line(line, path))
         self._published.pop(line, None)
-        self._traffic.forget(line)
+        self.traffic.forget(line)
 
     def summaries(self) -> list[payloads.LineSummary]:
         """All lines, as `bridge/lines` has them."""
@@ -244,19 +247,26 @@ class Traffic:
     def stats(self, store: Store, lines: Iterable[str]) -> list[tuple[str, payloads.LineStats]]:
         """The numbers of the lines whose numbers are new."""
         queues = store.queue_counts()
-        today = self._today if self._day == payloads.timestamp(self._clock.time())[:10] else {}
         found = []
         for line in lines:
             queued, active = queues.get(line, (0, 0))
-            total, of_today = self._total.get(line, {}), today.get(line, {})
-            numbers = (queued, active, *total.values(), *of_today.values())
+            total, today = self.total(line), self.today(line)
+            numbers = (queued, active, *dataclasses.astuple(total), *dataclasses.astuple(today))
             if self._told.get(line) == numbers:
                 continue
             self._told[line] = numbers
             queue = payloads.QueueCounts(queued=queued, active=active)
-            stats = payloads.LineStats(queue=queue, total=payloads.Traffic(**total), today=payloads.Traffic(**of_today))
-            found.append((line, stats))
+            found.append((line, payloads.LineStats(queue=queue, total=total, today=today)))
         return found
+
+    def total(self, line: str) -> payloads.Traffic:
+        """Since the store was made."""
+        return payloads.Traffic(**self._total.get(line, {}))
+
+    def today(self, line: str) -> payloads.Traffic:
+        """Since midnight UTC."""
+        is_today = self._day == payloads.timestamp(self._clock.time())[:10]
+        return payloads.Traffic(**self._today.get(line, {})) if is_today else payloads.Traffic()
 
     def forget(self, line: str) -> None:
         """The line's topic was removed: should it come back, its numbers are new."""

@@ -362,6 +362,13 @@ class Sms(Command):
         """Every SMS to be sent, in the order given; the same number with the same text is one."""
         return tuple(dict.fromkeys(self._addressed()))
 
+    def place(self, recipient: Recipient) -> str:
+        """Where the payload names this recipient: `to`, `to[1]` or `messages[0].to`."""
+        index = self._addressed().index(recipient)
+        if self.messages is not None:
+            return f"messages[{index}].to"
+        return f"to[{index}]" if len(self.to or ()) > 1 else "to"
+
     def _addressed(self) -> list[Recipient]:
         if self.messages is not None:
             return [Recipient(message.to, message.text) for message in self.messages]
@@ -451,7 +458,7 @@ class ExpTimeSet(Command):
     model_config = _examples({"value": 600}, {"value": 0})
     path: ClassVar[str] = "exp_time/set"
 
-    value: Annotated[int, Field(ge=0, le=1_000_000)]
+    value: Annotated[int, Field(ge=0, le=999_999_999)]
     "Minutes; 0 is no limit."
 
 
@@ -503,6 +510,16 @@ class ModuleDisable(Command):
     """Switch the line's GSM module off."""
 
     path: ClassVar[str] = "module/disable"
+
+
+class ModuleSet(Command):
+    """Switch the line's GSM module on or off: `module/enable` and `module/disable` on one topic, as a switch needs."""
+
+    model_config = _examples({"enable": True}, {"enable": False})
+    path: ClassVar[str] = "module/set"
+
+    enable: bool
+    "On or off."
 
 
 class ModulesSet(Command):
@@ -697,13 +714,20 @@ class BridgeReload(Command):
     path: ClassVar[str] = "reload"
 
 
+class BridgeRestart(Command):
+    """Stop the bridge in good order and start it again; possible where a supervisor or systemd starts it."""
+
+    path: ClassVar[str] = "restart"
+    once: ClassVar[bool] = True
+
+
 _LINE: tuple[type[Command], ...] = (
     Sms, Cancel, Pause, Resume, Ussd, UssdExit, NumberGet, NumberSet, ExpTimeGet, ExpTimeSet, RemainTimeGet,
-    RemainTimeReset, GsmStateGet, InfoGet, CallDrop, ModuleReboot, ModuleEnable, ModuleDisable, ModulesSet,
-    GatewayReboot, CallForwardGet, CallForwardSet, CallWaitingGet, CallWaitingSet, ImeiGet, ImeiSet, CallIntervalGet,
-    CallIntervalSet, CellsGet, CellGet, CellSet, SelfTest, Refresh,
+    RemainTimeReset, GsmStateGet, InfoGet, CallDrop, ModuleReboot, ModuleEnable, ModuleDisable, ModuleSet,
+    ModulesSet, GatewayReboot, CallForwardGet, CallForwardSet, CallWaitingGet, CallWaitingSet, ImeiGet, ImeiSet,
+    CallIntervalGet, CallIntervalSet, CellsGet, CellGet, CellSet, SelfTest, Refresh,
 )  # fmt: skip
-_BRIDGE: tuple[type[Command], ...] = (BridgePing, BridgeRefresh, BridgeLines, BridgeInbox, BridgeReload)
+_BRIDGE: tuple[type[Command], ...] = (BridgePing, BridgeRefresh, BridgeLines, BridgeInbox, BridgeReload, BridgeRestart)
 
 LINE_COMMANDS: dict[str, type[Command]] = {model.path: model for model in _LINE}
 BRIDGE_COMMANDS: dict[str, type[Command]] = {model.path: model for model in _BRIDGE}

@@ -319,28 +319,50 @@ class Intake:
     def _sms(self, row: CommandRow, command: commands.Sms, warnings: list[str], batch: Batch) -> None:
         if command.send_at is not None:
             raise CommandError("not_supported", "send_at: this version can't send later")
-        for place, recipient in enumerate(command.recipients):
-            if recipient.to.startswith("@"):
-                where = "to" if command.messages is None else f"messages[{place}].to"
-                raise CommandError("not_supported", f"{where}: this version does not know contacts and groups")
+        recipients = self._looked_up(command, warnings)
         line = self._line(row.target)
         if not line.usable or line.disabled:
             warnings.append("line_offline")
-        data = self._segments(command) | {"job": None, "msgs": []}
+        data = self._segments(recipients) | {"job": None, "msgs": []}
         if command.dry_run:
             # Not remembered: the command proper may follow with the same id.
             self._answers.give_once(batch, row, "ok", "A dry run: nothing was queued.", data, warnings)
             return
         accepted = self._remember(row, warnings)
-        count = len(command.recipients)
+        count = len(recipients)
         job = batch.run.new_id() if count > 1 else None
         if job is not None:
             self._store.add_job(job, row.id, row.target, count, batch.at)
             batch.jobs.add(job)
-        listed = [self._queue(accepted, command, recipient, job, batch) for recipient in command.recipients]
+        listed = [self._queue(accepted, command, recipient, job, batch) for recipient in recipients]
         data |= {"job": job, "msgs": listed[:MAX_LISTED]}
         batch.feed.add(row.target)
         self._answers.give(batch, accepted, "ok", f"Queued {count} SMS.", data)
+
+    def _looked_up(self, command: commands.Sms, warnings: list[str]) -> list[commands.Recipient]:
+        """Every SMS to be sent, with numbers in place of the names of contacts and groups; each once."""
+        found: dict[commands.Recipient, None] = {}
+        named = 0
+        for recipient in command.recipients:
+            numbers = self._numbers(recipient, command)
+            named += len(numbers)
+            found.update((commands.Recipient(number, recipient.text), None) for number in numbers)
+            if len(found) > commands.MAX_RECIPIENTS:
+                message = f"more than {commands.MAX_RECIPIENTS} recipients, with the members of groups"
+                raise CommandError("too_large", f"{command.place(recipient)}: {message}")
+        if len(found) < named and "duplicate_recipient" not in warnings:
+            warnings.append("duplicate_recipient")
+        return list(found)
+
+    def _numbers(self, recipient: commands.Recipient, command: commands.Sms) -> list[str]:
+        contacts, groups = self.settings.contacts, self.settings.groups
+        name = recipient.to.removeprefix("@")
+        if name == recipient.to:
+            return [name]
+        if name not in contacts and name not in groups:
+            message = "there is no contact or group of this name in the configuration"
+            raise CommandError("invalid_payload", f"{command.place(recipient)}: {message}")
+        return [contacts[member] for member in groups.get(name, [name])]
 
     def _queue(
         self, row: CommandRow, command: commands.Sms, recipient: commands.Recipient, job: str | None, batch: Batch
@@ -376,9 +398,9 @@ class Intake:
         return {"msg": msg, "to": recipient.to}
 
     @staticmethod
-    def _segments(command: commands.Sms) -> dict[str, Any]:
+    def _segments(recipients: list[commands.Recipient]) -> dict[str, Any]:
         """Parts and alphabet: of the text, or of the longest of several texts."""
-        every = [segment(text) for text in {recipient.text for recipient in command.recipients}]
+        every = [segment(text) for text in {recipient.text for recipient in recipients}]
         longest = max(every, key=lambda one: one.parts)
         return {"parts": longest.parts, "encoding": longest.encoding}
 

@@ -107,6 +107,8 @@ class LinkConfig:
     "The name in the broker's certificate, where it isn't the host's."
     will: Publication | None = None
     subscriptions: tuple[str, ...] = ()
+    replayed: tuple[str, ...] = ()
+    "More of them, whose retained messages come at every connection and not only when the subscription is new."
     session_expiry_s: int = 3600
     will_delay_s: int = 10
     keepalive_s: int = 30
@@ -546,8 +548,12 @@ class _Connection:
         if self._ended_at is not None and not self._ended.done():
             self._ended.set_result(None)
 
+    @property
+    def _filters(self) -> tuple[str, ...]:
+        return (*self._config.subscriptions, *self._config.replayed)
+
     def _become_ready(self, granted: list[int]) -> None:
-        for topic_filter, code in zip(self._config.subscriptions, granted, strict=False):
+        for topic_filter, code in zip(self._filters, granted, strict=False):
             if code >= 0x80:
                 log.error("the broker refused the subscription to %s (%#x): allow it in its ACL", topic_filter, code)
         self.ready = True
@@ -582,13 +588,18 @@ class _Connection:
         self._client._keepalive = min(ours, getattr(properties, "ServerKeepAlive", ours) or ours)
         if self._probe:
             self._client.disconnect()
-        elif not self._config.subscriptions:
+        elif not self._filters:
             self._granted = []
         elif self.protocol == V5:
-            options = SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True, retainHandling=1)
-            self._client.subscribe([(topic_filter, options) for topic_filter in self._config.subscriptions])
+            handling = dict.fromkeys(self._config.subscriptions, 1) | dict.fromkeys(self._config.replayed, 0)
+            self._client.subscribe(
+                [
+                    (each, SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True, retainHandling=when))
+                    for each, when in handling.items()
+                ]
+            )
         else:
-            self._client.subscribe([(topic_filter, 1) for topic_filter in self._config.subscriptions])
+            self._client.subscribe([(each, 1) for each in self._filters])
 
     def _on_subscribe(self, _c: Any, _u: Any, _mid: int, reasons: list[ReasonCode], _p: Any) -> None:
         self._granted = [reason.value for reason in reasons]

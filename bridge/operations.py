@@ -39,6 +39,8 @@ def operation(command: Command) -> Operation:
             return Operation(verb="module_ctl_i", arguments=("1",))
         case commands.ModuleDisable():
             return Operation(verb="module_ctl_i", arguments=("0",), disable=True)
+        case commands.ModuleSet(enable=enable):
+            return operation(commands.ModuleEnable() if enable else commands.ModuleDisable())
         case commands.ModulesSet(digits=digits):
             return Operation(verb="module_ctl", arguments=(digits,))
         case commands.GatewayReboot():

@@ -33,6 +33,8 @@ class RetainedState:
     schema: str | None
     "None for the plain words online and offline."
     expiry_s: int | None
+    verbatim: bool = False
+    "A JSON document of another program's making: no `ts` is put on."
 
 
 Item = OutboxRow | RetainedState
@@ -109,18 +111,37 @@ class Publisher:
         """Publish again every state below a topic."""
         self._to_send.update((topic, None) for topic in self._states if topic.startswith(prefix))
 
+    def again(self, topic: str) -> None:
+        """Publish a state again as it is."""
+        if topic in self._states and topic not in self._parked:
+            self._to_send[topic] = None
+
+    def forget(self, topic: str) -> None:
+        """Say nothing more of a topic, and leave the broker what it has."""
+        self._states.pop(topic, None)
+        self._to_send.pop(topic, None)
+        self._parked.pop(topic, None)
+
+    def said(self, topic: str) -> bytes | None:
+        """What a retained topic says, or is about to say; None when nothing, and no removal is under way either."""
+        state = self._states.get(topic)
+        return None if state is None else state.body
+
     # -- the link's events
 
     def connected(self) -> None:
         """Everything not acknowledged, and every state, is to be sent on this connection."""
         self._born = False
         self.retry_parked()
-        self.refresh("")
+        self.refresh(self._base)
 
     def disconnected(self) -> None:
         """What was in flight is to be sent again."""
         rows = sorted((item for item in self._in_flight.values() if isinstance(item, OutboxRow)), key=lambda row: row.n)
         self._facts.extendleft(reversed(rows))
+        for item in self._in_flight.values():
+            if isinstance(item, RetainedState) and item.topic in self._states:
+                self._to_send[item.topic] = None
         self._in_flight.clear()
 
     def acknowledged(self, acks: list[tuple[int, int]], now: float) -> list[tuple[Item, int]]:
@@ -258,6 +279,8 @@ class Publisher:
                     schema=item.schema,
                     correlation=item.correlation,
                 )
+            case RetainedState(verbatim=True) if item.body:
+                return Publication(item.topic, item.body, retain=True)
             case RetainedState(schema=None):
                 return Publication(item.topic, item.body, retain=True, content_type="text/plain")
             case RetainedState():

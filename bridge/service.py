@@ -13,7 +13,7 @@ from bridge.app import Bridge, PortUnusable
 from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.settings import BrokerUrl, ConfigError, Settings
 from bridge.store import Store, StoreError, StoreUnusable
-from bridge.supervisor import Keeper
+from bridge.supervisor import RESTART, Keeper
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,10 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
         assert address is not None
         bridge = Bridge(settings, store, reload)
         loop.add_signal_handler(signal.SIGHUP, bridge.reload_on_signal)
+        bridge.can_restart = keeper.restarts
         await bridge.run(stop, address, keeper.held, lambda udp: keeper.serving(udp.socket))
+        if bridge.restart_asked:
+            return RESTART
     except (StoreUnusable, BrokerError) as error:
         log.error("%s", error)
         return 1
@@ -64,7 +67,7 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
         log.error("cannot write %s: %s; free space on its disk, or make it writable", settings.store.path, error)
         return 1
     except PortUnusable as error:
-        log.error("%s; check udp.listen and what else uses it", error)
+        log.error("%s; check %s and what else uses it", error, error.key)
         return 1
     finally:
         if broker is not None:

@@ -7,6 +7,7 @@ and on reload; nothing here opens a socket or a database.
 case, pass over unknown variables, and can't say which line of the file a fault is in.
 """
 
+import contextlib
 import difflib
 import json
 import re
@@ -34,7 +35,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from bridge import numbers
+from bridge import homeassistant, numbers
 
 Place = tuple[str | int, ...]
 """Where a value is: `("lines", "goip1", "allow_from", 0)`."""
@@ -456,10 +457,22 @@ class HomeAssistantSettings(_Section):
 
 
 class HttpSettings(_Section):
-    """Health checks and metrics: `/livez`, `/readyz`, `/metrics`."""
+    """Health checks, metrics and a status page: `/livez`, `/readyz`, `/metrics`, `/`. There is no login."""
 
     listen: Listen | None = Field(default=None, examples=["127.0.0.1:8080"])
     """Address and port: `host:port`, IPv6 in brackets. Default: none (off)."""
+    send: bool = False
+    """Whether the status page can send SMS. Default `false`."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs on this machine reach it, or none at all."""
+        host = self.host
+        if host is None or host == "localhost":
+            return True
+        with contextlib.suppress(ValueError):
+            return ip_address(host).is_loopback
+        return False
 
     @property
     def host(self) -> str | None:
@@ -535,7 +548,12 @@ class Settings(_Section, BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        faults = [*self._topic_faults(), *self._line_faults(), *self._reference_faults()]
+        faults = [
+            *self._topic_faults(),
+            *self._line_faults(),
+            *self._reference_faults(),
+            *self._homeassistant_faults(),
+        ]
         if faults:
             raise _Faults(*faults)
         return self
@@ -564,6 +582,22 @@ class Settings(_Section, BaseSettings):
             if group in self.contacts:
                 yield ("groups", group), "is also a contact; rename one of them"
 
+    def _homeassistant_faults(self) -> Iterator[tuple[Place, str]]:
+        if not self.homeassistant.discovery:
+            return
+        devices: dict[str, tuple[str, str]] = {}
+        for object_id, what in homeassistant.object_ids("", self):
+            other = devices.setdefault(object_id, what)
+            if other != what:
+                place: Place = ("lines", what[1]) if what[0] == "line" else ("lines",)
+                yield (
+                    place,
+                    f"{what[0]} {what[1]} and {' '.join(other).strip()} would be one device in Home Assistant, which "
+                    "tells neither case nor - from _; rename one, or set homeassistant.discovery: false",
+                )
+        for key, fault in homeassistant.override_faults(self):
+            yield ("homeassistant", "overrides", key), fault
+
     def lines_by_goip_id(self) -> dict[str, str]:
         """The line of each id that a gateway may register with."""
         return {settings.goip_id or line: line for line, settings in self.lines.items()}
@@ -573,15 +607,11 @@ class Settings(_Section, BaseSettings):
         notes = []
         if not self.lines:
             notes.append("lines: none configured; gateways that register are reported as events that say what to add")
-        if self.http.listen is not None:
-            notes.append("http.listen: this version has no HTTP endpoints; nothing listens there")
-        if "homeassistant" in self.model_fields_set:
-            notes.append("homeassistant: this version does not announce devices to Home Assistant")
-        notes += [
-            f"{name}: this version checks them, but commands can't use them"
-            for name in ("pools", "contacts", "groups")
-            if getattr(self, name)
-        ]
+        if not self.http.is_local:
+            may = "see lines and traffic and send SMS" if self.http.send else "see lines and traffic, numbers masked"
+            notes.append(f"http.listen: there is no login; everybody who reaches {self.http.listen} can {may}")
+        if self.pools:
+            notes.append("pools: this version checks them, but commands can't use them")
         return notes
 
     def public_dict(self) -> dict[str, Any]:

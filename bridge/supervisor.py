@@ -32,6 +32,8 @@ STOP_S = 9.0
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 10.0
 "After this long without dying, the next restart comes without delay again."
+RESTART = 75
+"Exit code of a worker that is to be started again because somebody asked for it (EX_TEMPFAIL of sysexits.h)."
 SYSTEMD_FIRST_FD = 3
 "SD_LISTEN_FDS_START."
 
@@ -131,6 +133,9 @@ class Supervisor:
 
     def _pause(self, seconds: float) -> bool:
         """Say why and wait; false when we were told to stop. SIGHUP ends it: what was wrong may have been mended."""
+        if self._code == RESTART:
+            log.info("starting the bridge again, as asked. The UDP socket is held")
+            return self._kill_at is None
         log.error(
             "the bridge ended with %s; starting it again %s. The UDP socket is held: what gateways send meanwhile is "
             "read then",
@@ -237,7 +242,7 @@ class Supervisor:
 
     def _stopped(self) -> int:
         # A SIGTERM that comes before the worker has its handler ends it as well, and as cleanly.
-        if self._code in (0, -signal.SIGTERM):
+        if self._code in (0, RESTART, -signal.SIGTERM):
             return 0
         if not self._killed:
             log.error("the bridge ended with %s while it was stopping", _how(self._code))
@@ -299,6 +304,9 @@ def _receive(pair: socket.socket) -> tuple[bytes, socket.socket | None]:
 class Supervised:
     """The supervisor, from below. A worker must not outlive it: two bridges would share one socket and one store."""
 
+    restarts = True
+    "A bridge that ends with `RESTART` is started again."
+
     def __init__(self, fd: int) -> None:
         self.lifeline: socket.socket | None = socket.socket(fileno=fd)
         "Readable when the supervisor is gone."
@@ -331,6 +339,8 @@ class Systemd:
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
         self._notify_path = environment.pop("NOTIFY_SOCKET", "")
+        self.restarts = bool(self._notify_path)
+        "Our unit says Restart=always."
         for_us = environment.pop("LISTEN_PID", "") == str(os.getpid())
         count = environment.pop("LISTEN_FDS", "")
         environment.pop("LISTEN_FDNAMES", None)

@@ -20,6 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from broker_fixture import Broker
+from brokers import Mosquitto
 
 LIMIT_S = 45.0
 "How long anything may take before a test gives up on it."
@@ -116,14 +117,32 @@ async def watching(broker: Broker, *topics: str, role: str = "admin", version: s
                 await task
 
 
+@contextlib.asynccontextmanager
+async def own_broker(directory: Path, **options: Any) -> AsyncIterator[Mosquitto]:
+    """A mosquitto of the test's own; the options are those of `Mosquitto`."""
+    directory.mkdir()  # noqa: ASYNC240
+    broker = Mosquitto(directory, **options)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.terminate()
+
+
+def as_broker(broker: Mosquitto, passwords: dict[str, str] | None = None) -> Broker:
+    """How the bridge and watchers reach it."""
+    return Broker(kind="mosquitto", host=broker.host, port=broker.port, passwords=passwords or {})
+
+
 async def sweep(broker: Broker) -> None:
-    """Remove everything retained below goip/, for the tests that come after."""
-    marker = f"goip/swept/{os.urandom(4).hex()}"
-    async with watching(broker, "goip/#") as watcher:
-        await watcher.publish(marker, "end")  # retained messages come before it
-        await watcher.until(marker)
-        for topic in {message.topic for message in watcher.seen if message.retain}:
-            await watcher.publish(topic, "", retain=True)
+    """Remove everything retained below goip/ and homeassistant/, for the tests that come after."""
+    for root, role in (("goip", "admin"), ("homeassistant", "homeassistant")):
+        marker = f"{root}/swept/{os.urandom(4).hex()}"
+        async with watching(broker, f"{root}/#", role=role) as watcher:
+            await watcher.publish(marker, "end")  # retained messages come before it
+            await watcher.until(marker)
+            for topic in {message.topic for message in watcher.seen if message.retain}:
+                await watcher.publish(topic, "", retain=True)
 
 
 def response_properties(topic: str, correlation: bytes | None = None) -> Properties:

@@ -253,7 +253,7 @@ async def test_bad_commands_are_refused_with_place(setup: Setup) -> None:
     assert "to[1]" in bad["message"]
     assert (await setup.command("sms", {"to": "1", "text": "x" * 3001}))["code"] == "too_large"
     assert (await setup.command("nonsense"))["code"] == "unknown_command"
-    assert (await setup.command("sms", {"to": "@anna", "text": "x"}))["code"] == "not_supported"
+    assert (await setup.command("sms", {"to": "@anna", "text": "x"}))["code"] == "invalid_payload"
     assert (await setup.command("ussd", {"code": "*100#", "expires_at": 5}))["code"] == "expired"
     await setup.line.register()
     assert setup.line.nothing_waits()

@@ -10,25 +10,9 @@ import aiomqtt
 import pytest
 
 from broker_fixture import Broker
-from brokers import Mosquitto
-from harness import BridgeProcess, RawLine, Watcher, bridge_config, raw_line, running, watching
+from harness import BridgeProcess, RawLine, Watcher, as_broker, bridge_config, own_broker, raw_line, running, watching
 
 pytestmark = pytest.mark.broker("binary")
-
-
-@contextlib.asynccontextmanager
-async def own_broker(directory: Path, **options: Any) -> AsyncIterator[Mosquitto]:
-    directory.mkdir()  # noqa: ASYNC240
-    broker = Mosquitto(directory, **options)
-    broker.start()
-    try:
-        yield broker
-    finally:
-        broker.terminate()
-
-
-def as_broker(broker: Mosquitto, passwords: dict[str, str] | None = None) -> Broker:
-    return Broker(kind="mosquitto", host=broker.host, port=broker.port, passwords=passwords or {})
 
 
 @contextlib.asynccontextmanager
@@ -104,7 +88,7 @@ async def test_a_keyless_command_that_is_redelivered_is_executed_once(tmp_path: 
 
 async def test_a_refused_publish_is_told_and_kept_while_others_flow(tmp_path: Path) -> None:
     passwords = {"bridge": "b", "admin": "a"}
-    readable = "user admin\ntopic readwrite #\nuser bridge\ntopic readwrite goip/#\n"
+    readable = "user admin\ntopic readwrite #\nuser bridge\ntopic readwrite goip/#\ntopic readwrite homeassistant/#\n"
     denied = readable + "topic deny goip/+/call\n"
     async with own_broker(tmp_path / "broker", passwords=passwords, acl=denied) as broker:
         known = as_broker(broker, passwords)

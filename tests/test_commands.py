@@ -148,15 +148,15 @@ def test_the_tables_are_complete():
     assert " ".join(sorted(LINE_COMMANDS)) == (
         "call/drop call_forward/get call_forward/set call_interval/get call_interval/set call_waiting/get "
         "call_waiting/set cancel cell/get cell/set cells/get exp_time/get exp_time/set gateway/reboot gsm_state/get "
-        "imei/get imei/set info/get module/disable module/enable module/reboot modules/set number/get number/set "
-        "pause refresh remain_time/get remain_time/reset resume selftest sms ussd ussd/exit"
+        "imei/get imei/set info/get module/disable module/enable module/reboot module/set modules/set number/get "
+        "number/set pause refresh remain_time/get remain_time/reset resume selftest sms ussd ussd/exit"
     )
-    assert " ".join(sorted(BRIDGE_COMMANDS)) == "inbox lines ping refresh reload"
+    assert " ".join(sorted(BRIDGE_COMMANDS)) == "inbox lines ping refresh reload restart"
 
 
 def test_what_must_not_run_twice():
     once = {path for path, model in (LINE_COMMANDS | BRIDGE_COMMANDS).items() if model.once}
-    assert once == {"ussd", "module/reboot", "gateway/reboot", "remain_time/reset", "selftest"}
+    assert once == {"ussd", "module/reboot", "gateway/reboot", "remain_time/reset", "selftest", "restart"}
 
 
 @pytest.mark.parametrize(("target", "model"), MODELS)

@@ -161,8 +161,8 @@ def test_unquoted_scalars_stay_what_was_written():
 
 
 def test_overrides_keep_their_json_types():
-    settings = accepted("homeassistant: {overrides: {imei: null, x: {n: 5, t: '5', b: false, on: ON}}}")
-    assert settings.homeassistant.overrides == {"imei": None, "x": {"n": 5, "t": "5", "b": False, "on": "ON"}}
+    settings = accepted("homeassistant: {overrides: {imei: null, signal: {n: 5, t: '5', b: false, on: ON}}}")
+    assert settings.homeassistant.overrides == {"imei": None, "signal": {"n": 5, "t": "5", "b": False, "on": "ON"}}
 
 
 # Faults say where and what --------------------------------------------------------------------------------------------
@@ -442,10 +442,10 @@ def test_a_bad_variable_is_named(name, value, fault):
 
 
 def test_overrides_from_the_environment_have_json_types():
-    environ = {"GOIP_HOMEASSISTANT__OVERRIDES": '{"imei": null, "x": {"n": 5}}'}
-    assert load(None, environ).homeassistant.overrides == {"imei": None, "x": {"n": 5}}
-    environ = {"GOIP_HOMEASSISTANT__OVERRIDES__x__N": "5"}
-    assert load(None, environ).homeassistant.overrides == {"x": {"N": 5}}
+    environ = {"GOIP_HOMEASSISTANT__OVERRIDES": '{"imei": null, "signal": {"n": 5}}'}
+    assert load(None, environ).homeassistant.overrides == {"imei": None, "signal": {"n": 5}}
+    environ = {"GOIP_HOMEASSISTANT__OVERRIDES__signal__N": "5"}
+    assert load(None, environ).homeassistant.overrides == {"signal": {"N": 5}}
 
 
 def test_origins_tell_where_a_value_was_given():

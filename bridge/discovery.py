@@ -1,0 +1,167 @@
+"""Keeps Home Assistant's discovery topics as `bridge/homeassistant.py` makes them.
+
+Home Assistant drops most of a device that is published twice within a moment, so each is published at most once in
+`APART_S`. What a user deletes there stays away until it is asked for, or until the next start.
+"""
+
+import logging
+import random
+
+import orjson
+
+from bridge import homeassistant
+from bridge.clock import Clock
+from bridge.homeassistant import documents, is_ours, prefix_of
+from bridge.publisher import Publisher, RetainedState
+from bridge.settings import Settings
+from bridge.store import Store
+from bridge.topics import Topics
+
+log = logging.getLogger(__name__)
+
+APART_S = 5.0
+"Between two publications of one device."
+BIRTH_S = (1.0, 5.0)
+"After Home Assistant's birth: not at once, as everybody else does."
+MENDED_S = 20.0
+"How often a device that somebody else overwrites is published again."
+ANNOUNCED = "announced"
+"In the store: the topics that we have published and not removed."
+
+
+class Discovery:
+    """One bridge's devices. Does nothing but clean up when discovery is off."""
+
+    def __init__(
+        self, instance: str, settings: Settings, topics: Topics, publisher: Publisher, store: Store, clock: Clock
+    ) -> None:
+        self._instance = instance
+        self._topics = topics
+        self._publisher = publisher
+        self._store = store
+        self._clock = clock
+        self._prefix = settings.homeassistant.prefix
+        self.on = settings.homeassistant.discovery
+        self._birth_topic = f"{self._prefix}/status"
+        self._names = f"{self._prefix}/device/{prefix_of(instance)}"
+        "How the topics of this instance begin."
+        self._wanted: dict[str, bytes] = {}
+        "By topic: every device that is to be there, those included that the user deleted."
+        self._of_line: dict[str, list[str]] = {}
+        "By line: its own topic and its gateway's."
+        self._due: dict[str, float] = {}
+        "When to publish, by topic."
+        self._last: dict[str, float] = {}
+        "When it was published last."
+        self._deleted: set[str] = set()
+        "By a user, in Home Assistant."
+        self._born_at: float | None = None
+        "When Home Assistant's birth is to be answered."
+        self._states_next = False
+        "Once all devices are published, Home Assistant is to hear the states."
+        self._announced: set[str] = set(orjson.loads(store.get(ANNOUNCED) or "[]"))
+        self.configure(settings)
+
+    def filters(self) -> tuple[str, ...]:
+        """What the bridge subscribes to for this."""
+        return (self._birth_topic, f"{self._prefix}/device/+/config") if self.on else ()
+
+    def configure(self, settings: Settings) -> None:
+        """Announce what is new or changed, and remove what is no longer there."""
+        made = documents(self._instance, settings, self._topics) if self.on else {}
+        wanted = {self._topic(object_id): document for object_id, document in made.items()}
+        gone = self._wanted.keys() - wanted.keys() | self._announced - wanted.keys()
+        changed = [topic for topic, document in wanted.items() if self._wanted.get(topic) != document]
+        self._wanted = wanted
+        self._of_line = {}
+        for object_id, (kind, name) in homeassistant.object_ids(self._instance, settings):
+            for line, of_line in settings.lines.items():
+                if (kind, name) in (("line", line), ("gateway", of_line.gateway)):
+                    self._of_line.setdefault(line, []).append(self._topic(object_id))
+        for topic in gone:
+            self._due.pop(topic, None)
+            self._deleted.discard(topic)
+            self._publisher.remove(topic)
+        self._publish_soon(changed)
+
+    def connected(self) -> None:
+        """A broker that was away may have lost everything."""
+        self._publish_soon(self._wanted)
+        self.tick()
+
+    def refresh(self, line: str | None = None) -> None:
+        """Announce a line and its gateway, or everything, also what the user deleted."""
+        topics = list(self._wanted) if line is None else self._of_line.get(line, [])
+        self._deleted.difference_update(topics)
+        self._publish_soon(topics)
+
+    def takes(self, topic: str) -> bool:
+        """Whether a message is for us."""
+        return not topic.startswith(f"{self._topics.base}/")
+
+    def heard(self, topic: str, payload: bytes) -> None:
+        """Home Assistant's birth, or anybody's device."""
+        if topic == self._birth_topic:
+            if payload == b"online":
+                self._born_at = self._clock.monotonic() + random.uniform(*BIRTH_S)
+        elif topic in self._wanted:
+            self._ours_changed(topic, payload)
+        elif payload and topic.startswith(self._names) and self._publisher.said(topic) is None:
+            self._maybe_orphan(topic, payload)
+
+    def tick(self) -> bool:
+        """Publish what is due; true when Home Assistant is to hear all retained states again."""
+        now = self._clock.monotonic()
+        if self._born_at is not None and now >= self._born_at:
+            self._born_at, self._states_next = None, True
+            self._publish_soon(self._wanted)
+        for topic in [topic for topic, due in self._due.items() if due <= now]:
+            del self._due[topic]
+            self._last[topic] = now
+            self._publisher.forget(topic)  # it is published although it may say what it said
+            self._publisher.set_state(RetainedState(topic, self._wanted[topic], None, None, verbatim=True))
+        states, self._states_next = self._states_next and not self._due, self._states_next and bool(self._due)
+        return states
+
+    @property
+    def unsaved(self) -> bool:
+        """The store does not know what is announced."""
+        return self._announced != self._present()
+
+    def save(self) -> None:
+        """Inside a transaction: remember what is announced, so that another configuration can remove it."""
+        self._announced = self._present()
+        self._store.put(ANNOUNCED, orjson.dumps(sorted(self._announced)).decode())
+
+    def _present(self) -> set[str]:
+        """All that the broker may have of us: what is wanted, and what was not removed yet."""
+        removing = {topic for topic in self._announced if self._publisher.said(topic) is not None}
+        return self._wanted.keys() - self._deleted | removing
+
+    def _ours_changed(self, topic: str, payload: bytes) -> None:
+        """Somebody else published to a topic of ours, or the broker told us what it had."""
+        now = self._clock.monotonic()
+        if payload in (self._wanted[topic], self._publisher.said(topic)):
+            return
+        if not payload:
+            if topic not in self._deleted:
+                log.info("%s was deleted, as Home Assistant does: cmd/refresh or a restart brings it back", topic)
+            self._deleted.add(topic)
+            self._due.pop(topic, None)
+            self._publisher.forget(topic)
+        elif topic not in self._deleted:
+            self._due[topic] = max(now, self._last.get(topic, -MENDED_S) + MENDED_S)
+
+    def _maybe_orphan(self, topic: str, payload: bytes) -> None:
+        if is_ours(payload, self._topics):
+            log.info("removing %s, of a line or gateway that is no longer configured", topic)
+            self._publisher.remove(topic)
+
+    def _publish_soon(self, topics: list[str] | dict[str, bytes]) -> None:
+        now = self._clock.monotonic()
+        for topic in topics:
+            if topic not in self._deleted:
+                self._due[topic] = max(now, self._last.get(topic, -APART_S) + APART_S)
+
+    def _topic(self, object_id: str) -> str:
+        return f"{self._prefix}/device/{object_id}/config"

@@ -1,0 +1,368 @@
+"""The HTTP listener: health checks, metrics and the status page; off unless `http.listen` is set.
+
+It reads from the bridge and, with `http.send`, hands it commands as the broker does. It has no login: what it shows is
+made by bridge/status.py, without texts and whole numbers. Nothing that a client does, or fails to do, may cost the
+lines more than a moment: connections, streams, bodies and times are limited, and what is expensive to make is made
+once a second at most. The only module that knows aiohttp; imported by the application when it is needed.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import ipaddress
+import logging
+import re
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from aiohttp import web
+
+from bridge import metrics, status
+from bridge.app import Bridge
+from bridge.commands import Code
+from bridge.mqtt import Incoming
+from bridge.payloads import stamped
+from bridge.topics import CommandTopic
+
+log = logging.getLogger(__name__)
+_silence = logging.getLogger(f"{__name__}.aiohttp")
+_silence.setLevel(logging.CRITICAL + 1)
+"aiohttp logs whatever a client does wrong, with a traceback: strangers could fill the disk."
+
+PAGE = Path(__file__).parent / "web" / "index.html"
+MAX_CONNECTIONS = 64
+"At a time; more are closed at once. Each takes one of the files that the process may open."
+MAX_STREAMS = 20
+MAX_BODY = 64 << 10
+MAX_LINE = 4096
+"Bytes of a request's first line, and of each header."
+IDLE_S = 15.0
+"A connection without a request is closed after this long."
+ANSWER_S = 30.0
+"An answer that the client has not taken in this time ends with its connection."
+HEARTBEAT_S = 15.0
+POLL_S = 0.25
+"How often a stream looks for new facts."
+FRESH_S = 1.0
+"What was made this long ago is given out again."
+SEND_S = 10.0
+"How long to wait for the result of a command."
+MAX_SENDING = 20
+"Commands that wait for their result."
+CHUNK = 64 << 10
+SEND_BUFFER = 128 << 10
+"Bytes asked of the kernel for each connection: what a client that does not read can make wait."
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FAMILIAR = ("localhost", "local", "internal", "home.arpa")
+"Domains that nobody can register, so that no stranger's page can be of them."
+_STATUS: dict[Code, int] = {
+    "ok": 200,
+    "unknown_line": 404,
+    "forbidden_number": 403,
+    "quota_exceeded": 429,
+    "rate_limited": 429,
+    "too_large": 413,
+    "busy": 409,
+    "not_supported": 501,
+    "line_offline": 503,
+    "line_disabled": 503,
+    "storage": 503,
+    "shutting_down": 503,
+    "internal": 500,
+}
+"Of the codes that `cmd/sms` can answer; others are 400."
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpListener:
+    """Serves one bridge on a socket that is bound already."""
+
+    def __init__(self, bridge: Bridge, recent: status.Recent, sock: socket.socket) -> None:
+        self._bridge = bridge
+        self._recent = recent
+        self._socket = sock
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # its connections inherit it
+        self._page = PAGE.read_bytes() if PAGE.exists() else b""
+        self._policy = _policy(self._page.decode())
+        self._status = _Fresh(lambda: status.document(bridge, recent))
+        self._metrics = _Fresh(lambda: metrics.render(bridge))
+        self._streams: set[asyncio.Task[Any]] = set()
+        app = web.Application(middlewares=[self._limits], client_max_size=MAX_BODY)
+        app.router.add_get("/", self._index)
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._give_metrics)
+        app.router.add_get("/status.json", self._give_status)
+        app.router.add_get("/events", self._events, allow_head=False)
+        if bridge.settings.http.send:
+            app.router.add_post("/send", self._send)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            logger=_silence,
+            keepalive_timeout=IDLE_S,
+            shutdown_timeout=0.1,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+        )
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        await self._runner.setup()
+        self._server = await asyncio.get_running_loop().create_server(self._protocol, sock=self._socket, backlog=16)
+        host, port = self._socket.getsockname()[:2]
+        log.info("status page and metrics on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    async def close(self) -> None:
+        """Stop; whoever still listens is cut off."""
+        if self._server is not None:
+            self._server.close()
+        for stream in self._streams:
+            stream.cancel()
+        await self._runner.cleanup()
+
+    def _protocol(self) -> asyncio.Protocol:
+        server = self._runner.server
+        assert server is not None
+        return _Closed() if len(server.connections) >= MAX_CONNECTIONS else server()
+
+    @web.middleware
+    async def _limits(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in ("/", "/status.json", "/events", "/send") and not _is_familiar(request.host):
+            return _problem(
+                403, f"{request.host} is not a name of this machine that is known here: use its IP address or host name"
+            )
+        try:
+            async with asyncio.timeout(None if request.path == "/events" else ANSWER_S):
+                return await handler(request)
+        except (TimeoutError, ConnectionError):  # it does not read, or is gone
+            if request.transport is not None:
+                request.transport.abort()
+            raise
+        except web.HTTPException:
+            raise
+        except Exception:
+            log.exception("%s could not be answered; this is a fault of the bridge, please report it", request.path)
+            return _problem(500, "a fault in the bridge; its log says more", "internal")
+
+    # -- what is there to read
+
+    async def _index(self, request: web.Request) -> web.StreamResponse:
+        if not self._page:
+            return _problem(404, "this installation has no status page")
+        return await _give(request, self._page, "text/html", {"Content-Security-Policy": self._policy})
+
+    async def _livez(self, request: web.Request) -> web.StreamResponse:
+        return await _give_checks(request, status.alive(self._bridge))
+
+    async def _readyz(self, request: web.Request) -> web.StreamResponse:
+        return await _give_checks(request, status.ready(self._bridge))
+
+    async def _give_metrics(self, request: web.Request) -> web.StreamResponse:
+        return await _give(request, await self._metrics.get(), metrics.CONTENT_TYPE)
+
+    async def _give_status(self, request: web.Request) -> web.StreamResponse:
+        return await _give(request, await self._status.get(), "application/json")
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """Facts as they come. A stream has no queue: one that is slow skips what is no longer kept."""
+        if len(self._streams) >= MAX_STREAMS:
+            return _problem(503, f"{MAX_STREAMS} event streams are open already")
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            return await self._stream(request)
+        finally:
+            self._streams.discard(task)
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        recent, base, loop = self._recent, self._bridge.settings.base_topic, asyncio.get_running_loop()
+        seen = request.headers.get("Last-Event-ID")
+        told = recent.count if seen is None else recent.position(seen)
+        response = web.StreamResponse(headers=_headers("text/event-stream") | {"X-Accel-Buffering": "no"})
+        await response.prepare(request)
+        pending, due = b": the bridge\n\n", 0.0
+        while request.transport is not None:  # until the client is gone
+            for row in recent.facts(told):
+                fact = status.public_fact(base, row.topic, row.schema, row.body)
+                pending += b"id: %b\nevent: fact\ndata: %b\n\n" % (orjson.loads(fact)["id"].encode(), fact)
+            told = recent.count
+            if not pending and loop.time() >= due:
+                pending = b": still here\n\n"
+            if pending:
+                async with asyncio.timeout(ANSWER_S):
+                    await response.write(pending)
+                pending, due = b"", loop.time() + HEARTBEAT_S
+            await asyncio.sleep(POLL_S)
+        return response
+
+    # -- sending
+
+    async def _send(self, request: web.Request) -> web.StreamResponse:
+        """The command `cmd/sms`, taken as if the broker had brought it."""
+        if reason := _foreign(request):
+            return _problem(403, reason)
+        if request.content_type != "application/json":
+            return _problem(415, "the content type should be application/json")
+        try:
+            asked = orjson.loads(await request.read())
+        except orjson.JSONDecodeError:
+            return _problem(400, "the body is not JSON", "invalid_json")
+        if not isinstance(asked, dict) or set(asked) - {"id"} != {"line", "to", "text"}:
+            return _problem(400, "the body should be an object with line, to and text", "invalid_payload")
+        id = asked.pop("id", f"http-{secrets.token_hex(8)}")  # one of the client's own makes repeating safe
+        if not isinstance(id, str) or not _ID.fullmatch(id):
+            return _problem(400, "id: should be 1 to 64 letters, digits, - and _", "invalid_payload")
+        line = asked.pop("line")
+        topics = self._bridge.topics
+        topic = topics.command(str(line), "sms")
+        if topics.parse_command(topic) != CommandTopic(line, "sms"):
+            return _problem(400, "line: should be the id of a line", "invalid_payload")
+        key = topics.result(line, "sms"), id
+        if key in self._recent.awaited:
+            return _problem(409, "a command with this id waits for its result", "busy")
+        if len(self._recent.awaited) >= MAX_SENDING:
+            return _problem(503, f"{MAX_SENDING} commands wait already", "busy")
+        body = await self._result(key, topic, orjson.dumps(asked | {"id": id}))
+        if body is None:
+            return _problem(503, "the command could not be stored in time, and was not carried out", "storage")
+        code = orjson.loads(body)["code"]
+        answer = stamped(body, self._bridge.clock.time())
+        return web.Response(body=answer, status=_STATUS.get(code, 400), headers=_headers("application/json"))
+
+    async def _result(self, key: tuple[str, str], topic: str, payload: bytes) -> bytes | None:
+        """What a command was answered; None, and it is withdrawn, when it was not taken in time."""
+        # No connection has this number, so acknowledging does nothing.
+        message = Incoming(topic, payload, False, False, None, None, mid=0, connection=-1)
+        result = self._recent.awaited[key] = asyncio.get_running_loop().create_future()
+        try:
+            self._bridge.hand_in(message)
+            async with asyncio.timeout(SEND_S):
+                body: bytes = await result
+                return body
+        except TimeoutError:
+            self._bridge.withdraw(message)
+            return None
+        finally:
+            self._recent.awaited.pop(key, None)
+
+
+class _Fresh:
+    """Something that takes a while to make: once a second at most, and for one client at a time."""
+
+    def __init__(self, make: Callable[[], Awaitable[bytes]]) -> None:
+        self._make = make
+        self._lock = asyncio.Lock()
+        self._made = b""
+        self._until = 0.0
+
+    async def get(self) -> bytes:
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            if now >= self._until:
+                self._made = await self._make()
+                self._until = asyncio.get_running_loop().time() + FRESH_S
+            return self._made
+
+
+class _Closed(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+async def _give(
+    request: web.Request, body: bytes, content_type: str, more: dict[str, str] | None = None, code: int = 200
+) -> web.StreamResponse:
+    """In pieces: what a slow client has not taken is not copied as a whole."""
+    response = web.StreamResponse(status=code, headers=_headers(content_type) | (more or {}))
+    response.content_length = len(body)
+    await response.prepare(request)
+    if request.method != "HEAD":
+        for first in range(0, len(body), CHUNK):
+            await response.write(body[first : first + CHUNK])
+    await response.write_eof()
+    return response
+
+
+async def _give_checks(request: web.Request, checks: dict[str, status.Check]) -> web.StreamResponse:
+    ok = all(check["ok"] for check in checks.values())
+    body = orjson.dumps({"ok": ok, "checks": checks})
+    return await _give(request, body, "application/json", code=200 if ok else 503)
+
+
+def _problem(code: int, message: str, word: Code | None = None) -> web.Response:
+    """An answer in the form of a result."""
+    body = orjson.dumps({"status": "error", "code": word, "message": message})
+    return web.Response(body=body, status=code, headers=_headers("application/json"))
+
+
+def _headers(content_type: str) -> dict[str, str]:
+    if content_type in ("text/html", "text/event-stream"):
+        content_type += "; charset=utf-8"
+    return {
+        "Content-Type": content_type,
+        "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer",
+        "Server": "goip-bridge",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _policy(page: str) -> str:
+    """Nothing but what is in the page itself may run, and it may talk to nobody but us."""
+    allowed = {
+        element: " ".join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(found.encode()).digest()).decode()}'"
+            for found in re.findall(rf"<{element}\b[^>]*>(.*?)</{element}>", page, re.DOTALL)
+        )
+        or "'none'"
+        for element in ("script", "style")
+    }
+    return (
+        f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; connect-src 'self'; "
+        "img-src 'self' data:; manifest-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+# -- who asks --------------------------------------------------------------------------------------------------------
+
+
+def _is_familiar(host: str) -> bool:
+    """Whether this name can only mean this machine. A page of a stranger's domain could have its name lead here, and
+    read what browsers would otherwise not let it read (DNS rebinding).
+    """
+    name = urlsplit(f"//{host}").hostname if host else None
+    if not name:
+        return False
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    name = name.removesuffix(".")
+    if "." not in name or name == socket.gethostname().lower():
+        return True
+    return any(name.endswith(f".{domain}") for domain in _FAMILIAR)
+
+
+def _foreign(request: web.Request) -> str | None:
+    """Why a request may come from another site's page; None if not. Browsers say where it comes from."""
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is not None:
+        return None if site in ("same-origin", "none") else "this request comes from a page of another site"
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        return "this request comes from a page of another site"
+    return None

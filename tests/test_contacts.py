@@ -1,0 +1,134 @@
+"""Contacts and groups: `@name` in `to`, and names in the topic (docs/contract.md §3, §5)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.app import Bridge
+from bridge.commands import MAX_RECIPIENTS
+from bridge.mqtt import Incoming
+from bridge.settings import Settings
+from bridge.store import Store
+
+CONTACTS = {
+    "anna": "+49 151 1234 5678",
+    "ben": "+4915187654321",
+    "Gate keeper": "+4915100000001",
+    "notify": "+4915100000002",
+    'Zoë "Z" {{ 1 }} 🚪': "+4915100000003",
+}
+GROUPS = {"family": ["anna", "ben"], "all of us": ["anna", "ben", "notify"]}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "bridge.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def bridge(store: Store) -> Bridge:
+    return made(store, CONTACTS, GROUPS)
+
+
+def made(store: Store, contacts: dict[str, str], groups: dict[str, list[str]]) -> Bridge:
+    settings = Settings(lines={"l0": {"password": "p"}}, contacts=contacts, groups=groups)
+    return Bridge(settings, store, lambda: settings)
+
+
+def sent(bridge: Bridge, path: str, payload: object) -> dict[str, Any]:
+    """The result of a command."""
+    raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    bridge.received([Incoming(f"goip/l0/cmd/{path}", raw, False, False, None, None, 1, 1)])
+    rows = [row for row in bridge.store.outbox(0, 100_000) if row.schema == "result"]
+    result = json.loads(rows[-1].body)
+    assert isinstance(result, dict)
+    return result
+
+
+def queued(store: Store) -> list[tuple[str, str]]:
+    return [(row.number, row.text) for row in store.queued("l0", 100_000)]
+
+
+async def test_a_contact_and_a_group_stand_for_their_numbers(bridge: Bridge, store: Store) -> None:
+    result = sent(bridge, "sms", {"to": ["@Gate keeper", "110", "@family"], "text": "hi"})
+    assert result["code"] == "ok"
+    numbers = ["+4915100000001", "110", "+4915112345678", "+4915187654321"]
+    assert [message["to"] for message in result["data"]["msgs"]] == numbers
+    assert queued(store) == [(number, "hi") for number in numbers]
+    assert result["data"]["job"] is not None
+    assert result["warnings"] == ["line_offline"]
+
+
+@pytest.mark.parametrize("name", CONTACTS)
+async def test_any_contact_can_be_named_in_the_topic_and_in_the_payload(
+    bridge: Bridge, store: Store, name: str
+) -> None:
+    assert sent(bridge, f"sms/{name}", "Ü".encode())["code"] == "ok"
+    assert sent(bridge, "sms", {"to": f"@{name}", "text": "Ü"})["code"] == "ok"
+    number = CONTACTS[name].replace(" ", "")
+    assert queued(store) == [(number, "Ü"), (number, "Ü")]
+
+
+async def test_a_group_in_the_topic_is_a_job_with_its_result_on_sms(bridge: Bridge, store: Store) -> None:
+    result = sent(bridge, "sms/all of us", b"hi")
+    assert (result["command"], result["code"]) == ("sms", "ok")
+    assert len(result["data"]["msgs"]) == 3
+    assert len(queued(store)) == 3
+
+
+async def test_who_is_named_twice_gets_one_sms(bridge: Bridge, store: Store) -> None:
+    result = sent(bridge, "sms", {"to": ["@anna", "@family", "+49 (151) 12345678"], "text": "hi"})
+    assert result["warnings"] == ["duplicate_recipient", "line_offline"]
+    assert queued(store) == [("+4915112345678", "hi"), ("+4915187654321", "hi")]
+
+
+async def test_each_text_of_several_goes_to_all_of_its_group(bridge: Bridge, store: Store) -> None:
+    messages = [{"to": "@family", "text": "one"}, {"to": "@anna", "text": "two"}]
+    assert sent(bridge, "sms", {"messages": messages})["code"] == "ok"
+    assert queued(store) == [("+4915112345678", "one"), ("+4915187654321", "one"), ("+4915112345678", "two")]
+
+
+@pytest.mark.parametrize(
+    ("path", "payload", "place"),
+    [
+        ("sms", {"to": "@nobody", "text": "hi"}, "to: "),
+        ("sms", {"to": ["110", "@ANNA"], "text": "hi"}, "to[1]: "),
+        ("sms", {"messages": [{"to": "110", "text": "a"}, {"to": "@x", "text": "b"}]}, "messages[1].to: "),
+        ("sms/nobody", b"hi", "to: "),
+    ],
+)
+async def test_an_unknown_name_refuses_the_whole_command(
+    bridge: Bridge, store: Store, path: str, payload: object, place: str
+) -> None:
+    result = sent(bridge, path, payload)
+    assert result["code"] == "invalid_payload"
+    assert result["message"] == f"{place}there is no contact or group of this name in the configuration"
+    assert queued(store) == []
+
+
+async def test_groups_may_not_multiply_beyond_the_limit(store: Store) -> None:
+    contacts = {f"c{n}": f"+49{n:09d}" for n in range(5000)}
+    bridge = made(store, contacts, {"many": list(contacts)})
+    messages = [{"to": "@many", "text": f"{n}"} for n in range(3)]
+    result = sent(bridge, "sms", {"messages": messages})
+    assert result["code"] == "too_large"
+    assert result["message"].startswith("messages[2].to: more than")
+    assert queued(store) == []
+    assert sent(bridge, "sms", {"messages": messages[:2]})["code"] == "ok"
+    assert len(queued(store)) == MAX_RECIPIENTS
+
+
+async def test_a_changed_number_counts_from_the_reload_on(store: Store) -> None:
+    old = Settings(lines={"l0": {"password": "p"}}, contacts={"anna": "+491"})
+    new = old.model_copy(update={"contacts": {"anna": "+492"}})
+    bridge = Bridge(old, store, lambda: new)
+    assert sent(bridge, "sms", {"id": "a", "to": "@anna", "text": "hi"})["code"] == "ok"
+    bridge.reload()
+    assert sent(bridge, "sms", {"id": "a", "to": "@anna", "text": "hi"})["duplicate"] is True
+    assert sent(bridge, "sms", {"id": "b", "to": "@anna", "text": "hi"})["code"] == "ok"
+    assert queued(store) == [("+491", "hi"), ("+492", "hi")]

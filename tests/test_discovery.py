@@ -1,0 +1,318 @@
+"""Discovery topics, as subscribers of a real broker see them; `make test-homeassistant` has Home Assistant itself."""
+
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bridge.discovery import APART_S
+from bridge.homeassistant import documents, notify_keys
+from bridge.settings import Settings
+from bridge.topics import Topics
+from broker_fixture import Broker
+from brokers import Mosquitto
+from harness import BridgeProcess, Watcher, as_broker, bridge_config, own_broker, raw_line, running, watching
+
+pytestmark = pytest.mark.broker("binary")
+
+DEVICES = "homeassistant/device/+/config"
+LINES = {"goip1": {"password": "p1", "gateway": "rack1", "name": "Gate SIM"}, "Goip-2": {"password": "p2"}}
+OBJECT_IDS = ["goip_home_bridge", "goip_home_gateway_rack1", "goip_home_goip_2", "goip_home_goip1"]
+"In the order of the file that `running` writes."
+
+
+def topic(name: str) -> str:
+    return f"homeassistant/device/goip_home_{name}/config"
+
+
+def config(broker: Broker, lines: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return bridge_config(broker, "goip", LINES if lines is None else lines, **more) | {"instance": "home"}
+
+
+def devices(watcher: Watcher) -> list[str]:
+    """The object ids of all devices that were published, in that order."""
+    return [seen.topic.split("/")[2] for seen in watcher.on(DEVICES) if seen.payload]
+
+
+async def online(watcher: Watcher, count: int = 1) -> None:
+    await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"online", count=count)
+
+
+@contextlib.asynccontextmanager
+async def setup(
+    tmp_path: Path, lines: dict[str, Any] | None = None, **more: Any
+) -> AsyncIterator[tuple[Mosquitto, BridgeProcess, Watcher]]:
+    """A broker without persistence, a bridge, and somebody who listens as Home Assistant does."""
+    async with own_broker(tmp_path / "broker") as mosquitto:
+        broker = as_broker(mosquitto)
+        settings = config(broker, lines, **more)
+        async with watching(broker, DEVICES, "goip/#") as watcher, running(tmp_path, settings) as bridge:
+            await online(watcher)
+            yield mosquitto, bridge, watcher
+
+
+async def reload(bridge: BridgeProcess, watcher: Watcher, changed: dict[str, Any]) -> None:
+    (bridge.directory / "config.yaml").write_text(yaml.safe_dump(changed))
+    count = len(watcher.on("goip/bridge/result/reload"))
+    await watcher.publish("goip/bridge/cmd/reload")
+    assert (await watcher.until("goip/bridge/result/reload", count=count + 1)).json["code"] == "ok"
+
+
+async def test_devices_are_there_before_the_bridge_is_online(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, _, watcher):
+        assert devices(watcher) == OBJECT_IDS
+        order = [seen.topic for seen in watcher.seen]
+        assert order.index(topic("goip_2")) < order.index("goip/bridge/availability")
+        for seen in watcher.on(DEVICES):
+            assert set(seen.json) <= {"device", "origin", "components", "availability", "availability_mode"}
+            assert seen.properties.get("ContentType") == "application/json"
+            for component in seen.json["components"].values():
+                assert ("unique_id" in component) == (component["platform"] != "device_automation")
+                assert component["qos"] == 1
+
+
+async def test_every_topic_of_a_device_is_one_of_the_bridge(tmp_path: Path) -> None:
+    """What an entity reads is published, and what it writes is a command that the bridge knows."""
+    async with setup(tmp_path, contacts={"anna": "+4915112345678"}) as (_, bridge, watcher):
+        with raw_line(bridge.udp_port, "goip1", "p1") as line:
+            await line.register(disable_status="0")
+            await watcher.until("goip/goip1/state")
+            await line.ask(line.event("RECEIVE", "srcnum:1;msg:x"))
+            await watcher.until("goip/goip1/sms/last")
+        said = {seen.topic for seen in watcher.seen}
+        facts = {f"goip/goip1/{path}" for path in ("delivery", "call", "ussd")}
+        commands = set()
+        for seen in watcher.on(DEVICES):
+            if "goip_2" in seen.topic:
+                continue
+            for component in seen.json["components"].values():
+                for key in ("state_topic", "json_attributes_topic", "topic"):
+                    assert component.get(key, "goip/bridge/info") in said | facts | {"goip/bridge/event"}
+                commands.add(component.get("command_topic"))
+        for command in commands - {None, "goip/bridge/cmd/restart"}:
+            await watcher.publish(command, '{"nonsense": 1}')
+            path = command.split("/", 3)
+            result = await watcher.until(f"goip/{path[1]}/result/{path[3]}")
+            assert result.json["code"] == "invalid_payload", command
+
+
+async def test_what_a_user_deleted_stays_away_until_it_is_asked_for(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        await watcher.client.publish(topic("goip1"), b"", qos=0, retain=True)
+        await bridge.logged("goip_home_goip1/config was deleted")
+        before = len(devices(watcher))
+        await watcher.publish("homeassistant/status", "online")  # Home Assistant restarts
+        await watcher.until(topic("goip_2"), count=2)
+        assert devices(watcher)[before:] == OBJECT_IDS[:3]
+        await watcher.publish("goip/goip1/cmd/refresh")
+        await watcher.until(topic("goip1"), lambda seen: seen.payload != b"", count=2)
+
+
+async def test_a_deleted_device_is_back_after_a_restart(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        await watcher.client.publish(topic("goip1"), b"", qos=0, retain=True)
+        await bridge.logged("goip_home_goip1/config was deleted")
+        count = len([name for name in devices(watcher) if name == "goip_home_goip1"])
+        await watcher.publish("goip/bridge/cmd/restart")
+        assert (await watcher.until("goip/bridge/result/restart")).json["code"] == "ok"
+        await online(watcher, 2)
+        assert devices(watcher).count("goip_home_goip1") == count + 1
+        assert "starting the bridge again, as asked" in bridge.log
+
+
+async def test_home_assistants_birth_is_answered_with_everything(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, _, watcher):
+        states = len(watcher.on("goip/bridge/info"))
+        before = len(devices(watcher))
+        began = time.monotonic()
+        await watcher.publish("homeassistant/status", "online")
+        await watcher.until("goip/bridge/info", count=states + 1)
+        assert devices(watcher)[before:] == OBJECT_IDS
+        assert time.monotonic() - began >= 1.0, "not at once"
+
+
+async def test_a_broker_that_lost_everything_gets_it_again(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker") as mosquitto:
+        broker = as_broker(mosquitto)
+        async with running(tmp_path, config(broker)):
+            async with watching(broker, DEVICES, "goip/#") as watcher:
+                await online(watcher)
+            mosquitto.kill()
+            mosquitto.start()
+            async with watching(broker, DEVICES, "goip/#") as watcher:
+                await online(watcher)
+                for object_id in OBJECT_IDS:
+                    await watcher.until(f"homeassistant/device/{object_id}/config")
+
+
+async def test_a_line_that_is_removed_takes_its_device_along_and_then_its_topics(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        with raw_line(bridge.udp_port, "goip1", "p1") as line:
+            await line.register()
+            await watcher.until("goip/goip1/state")
+        await reload(bridge, watcher, bridge.config | {"lines": {"Goip-2": LINES["Goip-2"]}})
+        await watcher.until("goip/goip1/state", lambda seen: seen.payload == b"")
+        removed = [seen.topic for seen in watcher.seen if seen.payload == b"" and "/cmd/" not in seen.topic]
+        assert set(removed[:2]) == {topic("goip1"), topic("gateway_rack1")}
+        assert set(removed[2:]) >= {"goip/goip1/state", "goip/goip1/availability"}
+        # An empty payload for a device that it does not know makes Home Assistant warn.
+        assert removed.count(topic("goip1")) == 1
+
+
+async def test_what_was_removed_while_the_bridge_was_down_is_cleaned_up(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (mosquitto, bridge, watcher):
+        with raw_line(bridge.udp_port, "goip1", "p1") as line:
+            await line.register()
+            await watcher.until("goip/goip1/state")
+        await bridge.stop()
+        bridge.config["lines"] = {"Goip-2": LINES["Goip-2"]}
+        strangers = {
+            topic("goip7"): {
+                "origin": {"name": "goip-mqtt-bridge"},
+                "availability": [{"topic": "x/bridge/availability"}],
+            },
+            topic("goip8"): {"origin": {"name": "somebody"}, "availability": [{"topic": "goip/bridge/availability"}]},
+            "homeassistant/device/zigbee/config": {"origin": {"name": "Zigbee2MQTT"}},
+            topic("goip9"): "not an object",
+        }
+        orphan = {"origin": {"name": "goip-mqtt-bridge"}, "availability": [{"topic": "goip/bridge/availability"}]}
+        for where, what in (strangers | {topic("long_gone"): orphan}).items():
+            await watcher.publish(where, json.dumps(what, separators=(",", ":")), retain=True)
+        await bridge.start()
+        await online(watcher, 2)
+        for gone in ("goip1", "gateway_rack1", "long_gone"):
+            await watcher.until(topic(gone), lambda seen: seen.payload == b"")
+        await watcher.until("goip/goip1/availability", lambda seen: seen.payload == b"")
+        async with watching(as_broker(mosquitto), DEVICES) as late:
+            await late.until(topic("goip_2"))
+            kept = {seen.topic for seen in late.seen}
+            for where in strangers:
+                await late.until(where)
+        assert not kept & {topic("goip1"), topic("gateway_rack1"), topic("long_gone")}
+
+
+async def test_switched_off_the_devices_go(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        await bridge.stop()
+        bridge.config["homeassistant"] = {"discovery": False}
+        await bridge.start()
+        await online(watcher, 2)
+        for object_id in OBJECT_IDS:
+            await watcher.until(f"homeassistant/device/{object_id}/config", lambda seen: seen.payload == b"")
+        count = len(watcher.on(DEVICES))
+        await bridge.stop()
+        await bridge.start()
+        await online(watcher, 3)
+        assert len(watcher.on(DEVICES)) == count, "removed once is enough"
+
+
+async def test_changes_come_apart(tmp_path: Path) -> None:
+    """Home Assistant drops most of a device that is published twice within a moment."""
+    async with setup(tmp_path) as (_, bridge, watcher):
+        began = time.monotonic()
+        for name in ("One", "Two", "Three"):
+            await reload(
+                bridge, watcher, bridge.config | {"lines": LINES | {"Goip-2": {"password": "p2", "name": name}}}
+            )
+        last = await watcher.until(topic("goip_2"), lambda seen: seen.json["device"]["name"] == "Three")
+        assert len(watcher.on(topic("goip_2"))) == 2
+        assert time.monotonic() - began >= APART_S - 2, "not before the time was over"
+        assert last.json["device"]["identifiers"] == ["goip_home_goip_2"]
+        assert len(watcher.on(topic("goip1"))) == 1, "nothing of this one changed"
+
+
+async def test_a_device_that_somebody_overwrites_is_mended(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, _, watcher):
+        await watcher.client.publish(topic("goip_2"), b'{"device": {}', qos=1, retain=True)
+        await watcher.until(topic("goip_2"), lambda seen: b"origin" in seen.payload, count=2)
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_our_own_removal_that_comes_back_is_no_deletion_by_a_user(tmp_path: Path, version: str) -> None:
+    """MQTT 3.1.1 has no no-local: the bridge hears what it publishes."""
+    async with setup(tmp_path, mqtt={"version": version}) as (_, bridge, watcher):
+        await reload(bridge, watcher, bridge.config | {"lines": {"goip1": LINES["goip1"]}})
+        await watcher.until(topic("goip_2"), lambda seen: seen.payload == b"")
+        await reload(bridge, watcher, bridge.config)
+        await watcher.until(topic("goip_2"), lambda seen: seen.payload != b"", count=2)
+        assert "was deleted" not in bridge.log
+
+
+# -- the documents themselves ---------------------------------------------------------------------------------------
+
+
+def made(**settings: Any) -> dict[str, dict[str, Any]]:
+    configured = Settings.model_validate({"lines": {"a": {"password": "p"}}} | settings)
+    return {id: json.loads(text) for id, text in documents("x", configured, Topics("goip")).items()}
+
+
+def test_notify_entities_have_keys_of_letters_and_digits_and_no_two_alike() -> None:
+    keys = notify_keys(["anna", "Anna", "Anna!", "мама", "🚪", "notify", "A b", "a_b"])
+    assert keys["anna"] == "notify_anna"
+    assert keys["notify"] == "notify_notify"
+    assert keys["a_b"] == "notify_a_b"
+    assert len(set(keys.values())) == len(keys)
+    assert all(key.replace("_", "").isalnum() and key.isascii() and key == key.lower() for key in keys.values())
+    assert notify_keys(["Anna"])["Anna"] == "notify_anna"
+
+
+@pytest.mark.parametrize("name", ["anna", 'Zoë "Z" \\ {{ 1 }} {% x %} 🚪', "notify"])
+def test_a_notify_template_is_json_with_the_name_whatever_it_holds(name: str) -> None:
+    (component,) = [
+        c for c in made(contacts={name: "+491"})["goip_x_a"]["components"].values() if c["platform"] == "notify"
+    ]
+    template = component["command_template"]
+    before, placeholder, after = template.partition("{{ value | tojson }}")
+    assert placeholder
+    assert "{{" not in before + after
+    assert "{%" not in template
+    assert "{#" not in template
+    assert json.loads(before + '"hi"' + after) == {"to": [f"@{name}"], "text": "hi"}
+
+
+def test_overrides_change_and_remove_entities_of_every_device() -> None:
+    overrides = {
+        "signal_pct": {"enabled_by_default": True, "icon": None},
+        "imei": None,
+        "notify_anna": {"name": "SMS to Anna"},
+        "restart": None,
+    }
+    found = made(contacts={"anna": "+491"}, homeassistant={"overrides": overrides})
+    line, bridge = found["goip_x_a"]["components"], found["goip_x_bridge"]["components"]
+    assert line["signal_pct"]["enabled_by_default"] is True
+    assert "icon" not in line["signal_pct"]
+    assert "imei" not in line
+    assert "restart" not in bridge
+    assert line["notify_anna"]["name"] == "SMS to Anna"
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"lines": {"a-b": {"password": "p"}, "a_b": {"password": "p"}}}, "line a_b and line a-b would be one device"),
+        ({"lines": {"gateway_r": {"password": "p", "gateway": "r"}}}, "line gateway_r and gateway r would be one"),
+        ({"homeassistant": {"overrides": {"signl": None}}}, "there is no entity of this key; did you mean signal"),
+        ({"homeassistant": {"overrides": {"signal": {"unique_id": "x"}}}}, "unique_id can't be changed"),
+    ],
+)
+def test_what_home_assistant_could_not_tell_apart_is_refused(settings: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        Settings.model_validate(settings)
+    if "lines" in settings:
+        Settings.model_validate(settings | {"homeassistant": {"discovery": False}})
+
+
+def test_two_lines_with_one_name_are_two_devices() -> None:
+    found = made(lines={"a": {"password": "p", "name": "Gate"}, "b": {"password": "p", "name": "Gate"}})
+    ids = [
+        component["unique_id"]
+        for document in found.values()
+        for component in document["components"].values()
+        if "unique_id" in component
+    ]
+    assert len(ids) == len(set(ids))
