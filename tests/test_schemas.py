@@ -421,6 +421,8 @@ async def test_everything_a_running_bridge_publishes_is_as_described(tmp_path, m
     for topic, name, payload in link.seen:
         if name is not None and payload:
             validate_published(name, payload)
+        elif topic.startswith("homeassistant/device/"):
+            assert json.loads(payload)["origin"]["name"] == "goip-mqtt-bridge"
         else:
             assert payload in (b"online", b"offline", b""), topic
 
