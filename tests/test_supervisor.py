@@ -130,6 +130,41 @@ async def test_what_comes_while_no_worker_runs_is_read_by_the_next_one(broker: B
 
 
 @pytest.mark.usefixtures("sweep")
+async def test_a_restart_that_is_asked_for_loses_nothing_and_is_done_once(broker: Broker, tmp_path: Path) -> None:
+    async with bridged(broker, tmp_path) as (bridge, line, watcher, topic):
+        base = topic.rpartition("/")[0]
+        worker, inode = bridge.worker_pid, udp_inode(bridge.udp_port)
+        await watcher.publish(f"{base}/bridge/cmd/restart", {"id": "once"})
+        assert (await watcher.until(f"{base}/bridge/result/restart")).json["code"] == "ok"
+        line.send(line.event("RECEIVE", "srcnum:1;msg:meanwhile"))
+        assert (await watcher.until(f"{topic}/sms/in")).json["text"] == "meanwhile"
+        await watcher.until(f"{base}/bridge/availability", lambda seen: seen.payload == b"online", count=2)
+        assert bridge.worker_pid != worker
+        assert udp_inode(bridge.udp_port) == inode
+        await watcher.publish(f"{base}/bridge/cmd/restart", {"id": "once"})
+        repeated = await watcher.until(f"{base}/bridge/result/restart", lambda seen: seen.json["duplicate"])
+        assert repeated.json["code"] == "ok"
+        await watcher.publish(f"{base}/bridge/cmd/ping")
+        await watcher.until(f"{base}/bridge/result/ping")
+        assert bridge.log.count("starting the bridge again, as asked") == 1
+        assert "ended with" not in bridge.log
+        assert await bridge.stop() == 0
+
+
+@pytest.mark.usefixtures("sweep")
+async def test_where_nothing_would_start_it_again_a_restart_is_refused(broker: Broker, tmp_path: Path) -> None:
+    command = (*BridgeProcess.command, "--no-supervisor")
+    config = bridge_config(broker, "goip")
+    async with watching(broker, "goip/#") as watcher, running(tmp_path, config, command=command) as bridge:
+        await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"online")
+        await watcher.publish("goip/bridge/cmd/restart")
+        result = (await watcher.until("goip/bridge/result/restart")).json
+        assert (result["code"], result["retryable"]) == ("not_supported", False)
+        assert bridge.process is not None
+        assert bridge.process.returncode is None
+
+
+@pytest.mark.usefixtures("sweep")
 async def test_an_outcome_that_waited_is_known_before_the_next_worker_asks_for_it(
     broker: Broker, tmp_path: Path
 ) -> None:
