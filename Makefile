@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := check
 .DELETE_ON_ERROR:
-.PHONY: help check demo test format format-check lint types schemas schemas-check fuzz bench simulate chaos mutations clean
+.PHONY: help check demo test test-homeassistant test-node-red format format-check lint types schemas schemas-check fuzz bench simulate chaos mutations clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -18,6 +18,12 @@ demo: $(VENV)/.embedded ## The bridge, a broker and a simulated gateway: watch a
 
 test: $(VENV)/.dev ## The tests; ARGS="-k words -x" goes to pytest
 	$(PY) -m pytest $(ARGS)
+
+test-homeassistant: $(VENV)/.dev ## Everything Home Assistant shows and does, in a real one (Python 3.13; a minute to install)
+	PYTHON=$(PY) tests/homeassistant/run $(ARGS)
+
+test-node-red: $(VENV)/.dev ## The flows of examples/node-red in a real Node-RED, and the AsyncAPI document in its parser
+	PYTHON=$(PY) tests/node-red/run $(ARGS)
 
 format: $(VENV)/.dev ## Format the code, and mend what the linter can
 	$(PY) -m ruff format .
@@ -55,7 +61,7 @@ mutations: $(VENV)/.dev ## Break the bridge in a dozen ways: simulation and chao
 	cd tests && ../$(PY) -m reliability.mutations $(ARGS)
 
 clean: ## Remove the environment and all that was generated
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-homeassistant .node build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find bridge tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- The environment ------------------------------------------------------------------------------------------

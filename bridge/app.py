@@ -37,7 +37,7 @@ from bridge.limits import Gate, Limiter, Tokens
 from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
-from bridge.settings import BrokerUrl, Settings
+from bridge.settings import BrokerUrl, HomeAssistantSettings, Settings
 from bridge.status import Recent
 from bridge.store import OutboxRow, SmsRow, Store, StoreError
 from bridge.strangers import Strangers
@@ -245,8 +245,9 @@ class Bridge:
             family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
             return socket.create_server((wanted.host, wanted.port), family=family)
         except OSError as error:
-            named = error.errno is not None and error.errno > 0  # else it is of the name server
-            what = os.strerror(error.errno) if named else error.strerror  # without the port, which is in it again
+            what = error.strerror
+            if error.errno is not None and error.errno > 0:  # else the name is not known
+                what = os.strerror(error.errno)  # `strerror` names the port again
             raise PortUnusable(f"cannot listen on tcp {wanted.listen}: {what}", "http.listen") from None
 
     def _take_what_waits(self, udp: UdpSocket) -> None:
@@ -866,7 +867,7 @@ class Bridge:
         fixed = [
             name
             for name in ("base_topic", "instance", "mqtt", "udp", "store", "homeassistant", "http")
-            if getattr(settings, name) != getattr(self.settings, name)
+            if _without_overrides(getattr(settings, name)) != _without_overrides(getattr(self.settings, name))
         ]
         kept = {name: getattr(self.settings, name) for name in fixed}
         gone = set(self.settings.lines) - set(settings.lines)
@@ -1038,6 +1039,11 @@ def _line_configs(settings: Settings) -> list[LineConfig]:
         )
         for name, line in settings.lines.items()
     ]
+
+
+def _without_overrides(section: object) -> object:
+    """What of a section is fixed while the bridge runs."""
+    return section.model_copy(update={"overrides": {}}) if isinstance(section, HomeAssistantSettings) else section
 
 
 def _link_config(bridge: Bridge, broker: BrokerUrl) -> LinkConfig:

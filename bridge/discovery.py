@@ -53,6 +53,8 @@ class Discovery:
         "When to publish, by topic."
         self._last: dict[str, float] = {}
         "When it was published last."
+        self._leaving: dict[str, dict[str, dict[str, str]]] = {}
+        "By topic: the components that are to be removed, with nothing but their platform, as Home Assistant wants it."
         self._deleted: set[str] = set()
         "By a user, in Home Assistant."
         self._born_at: float | None = None
@@ -72,6 +74,8 @@ class Discovery:
         wanted = {self._topic(object_id): document for object_id, document in made.items()}
         gone = self._wanted.keys() - wanted.keys() | self._announced - wanted.keys()
         changed = [topic for topic, document in wanted.items() if self._wanted.get(topic) != document]
+        for topic in changed:
+            self._let_go(topic, self._wanted.get(topic), wanted[topic])
         self._wanted = wanted
         self._of_line = {}
         for object_id, (kind, name) in homeassistant.object_ids(self._instance, settings):
@@ -80,6 +84,7 @@ class Discovery:
                     self._of_line.setdefault(line, []).append(self._topic(object_id))
         for topic in gone:
             self._due.pop(topic, None)
+            self._leaving.pop(topic, None)
             self._deleted.discard(topic)
             self._publisher.remove(topic)
         self._publish_soon(changed)
@@ -118,8 +123,13 @@ class Discovery:
         for topic in [topic for topic, due in self._due.items() if due <= now]:
             del self._due[topic]
             self._last[topic] = now
+            document = self._wanted[topic]
+            if leaving := self._leaving.pop(topic, None):
+                device = orjson.loads(document)
+                document = orjson.dumps(device | {"components": device["components"] | leaving})
+                self._publish_soon([topic])  # and then without them
             self._publisher.forget(topic)  # it is published although it may say what it said
-            self._publisher.set_state(RetainedState(topic, self._wanted[topic], None, None, verbatim=True))
+            self._publisher.set_state(RetainedState(topic, document, None, None, verbatim=True))
         states, self._states_next = self._states_next and not self._due, self._states_next and bool(self._due)
         return states
 
@@ -149,8 +159,32 @@ class Discovery:
             self._deleted.add(topic)
             self._due.pop(topic, None)
             self._publisher.forget(topic)
-        elif topic not in self._deleted:
+        elif topic in self._deleted:
+            return
+        elif is_ours(payload, self._topics):  # what an earlier run announced
+            if self._let_go(topic, payload, self._wanted[topic]):
+                self._publish_soon([topic])
+        else:
             self._due[topic] = max(now, self._last.get(topic, -MENDED_S) + MENDED_S)
+
+    def _let_go(self, topic: str, before: bytes | None, document: bytes) -> bool:
+        """Home Assistant keeps an entity that is merely left out: remember what is to be removed; true if there is any."""
+        if before is None:
+            return False
+        stay = orjson.loads(document)["components"]
+        try:
+            there = orjson.loads(before)["components"]
+            gone = {
+                key: {"platform": str(had["platform"])}
+                for key, had in there.items()
+                if key not in stay and len(had) > 1
+            }
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False
+        self._leaving[topic] = {key: had for key, had in self._leaving.get(topic, {}).items() if key not in stay} | gone
+        if not self._leaving[topic]:
+            del self._leaving[topic]
+        return bool(gone)
 
     def _maybe_orphan(self, topic: str, payload: bytes) -> None:
         if is_ours(payload, self._topics):

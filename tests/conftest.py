@@ -17,3 +17,6 @@ __all__ = [
     "pytest_terminal_summary",
     "run_mosquitto",
 ]
+
+collect_ignore = ["homeassistant"]
+"For another Python, with Home Assistant in it: `make test-homeassistant`."

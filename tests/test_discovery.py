@@ -226,6 +226,37 @@ async def test_changes_come_apart(tmp_path: Path) -> None:
         assert len(watcher.on(topic("goip1"))) == 1, "nothing of this one changed"
 
 
+def components(payload: bytes) -> dict[str, Any]:
+    found = json.loads(payload)["components"]
+    assert isinstance(found, dict)
+    return found
+
+
+async def test_an_entity_that_is_no_longer_wanted_is_removed_and_then_left_out(tmp_path: Path) -> None:
+    """Home Assistant keeps what is merely left out."""
+    async with setup(tmp_path, contacts={"anna": "+491", "ben": "+492"}) as (_, bridge, watcher):
+        fewer = {"contacts": {"anna": "+491"}, "homeassistant": {"overrides": {"imei": None}}}
+        await reload(bridge, watcher, bridge.config | fewer)
+        removing = components((await watcher.until(topic("goip1"), count=2)).payload)
+        assert (removing["notify_ben"], removing["imei"]) == ({"platform": "notify"}, {"platform": "sensor"})
+        assert len(removing["notify_anna"]) > 5
+        after = components((await watcher.until(topic("goip1"), count=3)).payload)
+        assert not {"notify_ben", "imei"} & set(after)
+        assert set(removing) - set(after) == {"notify_ben", "imei"}
+
+
+async def test_an_entity_that_was_taken_out_while_the_bridge_was_down_is_removed_too(tmp_path: Path) -> None:
+    async with setup(tmp_path, contacts={"anna": "+491", "ben": "+492"}) as (_, bridge, watcher):
+        await bridge.stop()
+        bridge.config["contacts"] = {"anna": "+491"}
+        await bridge.start()
+        published = [components((await watcher.until(topic("goip1"), count=n)).payload) for n in (1, 2, 3, 4)]
+        assert [document.get("notify_ben", {}).get("platform") for document in published] == [
+            "notify", None, "notify", None,
+        ]  # fmt: skip
+        assert published[2]["notify_ben"] == {"platform": "notify"}
+
+
 async def test_a_device_that_somebody_overwrites_is_mended(tmp_path: Path) -> None:
     async with setup(tmp_path) as (_, _, watcher):
         await watcher.client.publish(topic("goip_2"), b'{"device": {}', qos=1, retain=True)
