@@ -243,7 +243,8 @@ class Bridge:
             return None
         try:
             family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
-            return socket.create_server((wanted.host, wanted.port), family=family)
+            dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+            return socket.create_server((wanted.host, wanted.port), family=family, dualstack_ipv6=dual)
         except OSError as error:
             what = error.strerror
             if error.errno is not None and error.errno > 0:  # else the name is not known

@@ -23,7 +23,7 @@ APART_S = 5.0
 "Between two publications of one device."
 BIRTH_S = (1.0, 5.0)
 "After Home Assistant's birth: not at once, as everybody else does."
-MENDED_S = 20.0
+MENDED_S = 10.0
 "How often a device that somebody else overwrites is published again."
 ANNOUNCED = "announced"
 "In the store: the topics that we have published and not removed."
@@ -77,11 +77,11 @@ class Discovery:
         for topic in changed:
             self._let_go(topic, self._wanted.get(topic), wanted[topic])
         self._wanted = wanted
-        self._of_line = {}
-        for object_id, (kind, name) in homeassistant.object_ids(self._instance, settings):
-            for line, of_line in settings.lines.items():
-                if (kind, name) in (("line", line), ("gateway", of_line.gateway)):
-                    self._of_line.setdefault(line, []).append(self._topic(object_id))
+        topic_of = {what: self._topic(id) for id, what in homeassistant.object_ids(self._instance, settings)}
+        self._of_line = {
+            line: [topic_of[what] for what in (("line", line), ("gateway", of_line.gateway)) if what in topic_of]
+            for line, of_line in settings.lines.items()
+        }
         for topic in gone:
             self._due.pop(topic, None)
             self._leaving.pop(topic, None)
@@ -96,7 +96,9 @@ class Discovery:
 
     def refresh(self, line: str | None = None) -> None:
         """Announce a line and its gateway, or everything, also what the user deleted."""
-        topics = list(self._wanted) if line is None else self._of_line.get(line, [])
+        topics = (
+            [topic for topic in self._of_line.get(line, []) if topic in self._wanted] if line else list(self._wanted)
+        )
         self._deleted.difference_update(topics)
         self._publish_soon(topics)
 
@@ -168,7 +170,7 @@ class Discovery:
             self._due[topic] = max(now, self._last.get(topic, -MENDED_S) + MENDED_S)
 
     def _let_go(self, topic: str, before: bytes | None, document: bytes) -> bool:
-        """Home Assistant keeps an entity that is merely left out: remember what is to be removed; true if there is any."""
+        """Home Assistant keeps an entity that is merely left out: note what to remove; true if there is any."""
         if before is None:
             return False
         stay = orjson.loads(document)["components"]

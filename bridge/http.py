@@ -17,7 +17,6 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -93,7 +92,7 @@ class HttpListener:
         self._policy = _policy(self._page.decode())
         self._status = _Fresh(lambda: status.document(bridge, recent))
         self._metrics = _Fresh(lambda: metrics.render(bridge))
-        self._streams: set[asyncio.Task[Any]] = set()
+        self._streams = 0
         app = web.Application(middlewares=[self._limits], client_max_size=MAX_BODY)
         app.router.add_get("/", self._index)
         app.router.add_get("/livez", self._livez)
@@ -125,8 +124,6 @@ class HttpListener:
         """Stop; whoever still listens is cut off."""
         if self._server is not None:
             self._server.close()
-        for stream in self._streams:
-            stream.cancel()
         await self._runner.cleanup()
 
     def _protocol(self) -> asyncio.Protocol:
@@ -136,9 +133,10 @@ class HttpListener:
 
     @web.middleware
     async def _limits(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in ("/", "/status.json", "/events", "/send") and not _is_familiar(request.host):
+        host = _host(request)
+        if request.path in ("/", "/status.json", "/events", "/send") and not _is_familiar(host):
             return _problem(
-                403, f"{request.host} is not a name of this machine that is known here: use its IP address or host name"
+                403, f"{host} is not a name of this machine that is known here: use its IP address or host name"
             )
         try:
             async with asyncio.timeout(None if request.path == "/events" else ANSWER_S):
@@ -174,15 +172,13 @@ class HttpListener:
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Facts as they come. A stream has no queue: one that is slow skips what is no longer kept."""
-        if len(self._streams) >= MAX_STREAMS:
+        if self._streams >= MAX_STREAMS:
             return _problem(503, f"{MAX_STREAMS} event streams are open already")
-        task = asyncio.current_task()
-        assert task is not None
-        self._streams.add(task)
+        self._streams += 1
         try:
             return await self._stream(request)
         finally:
-            self._streams.discard(task)
+            self._streams -= 1
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         recent, base, loop = self._recent, self._bridge.settings.base_topic, asyncio.get_running_loop()
@@ -342,6 +338,11 @@ def _policy(page: str) -> str:
 # -- who asks --------------------------------------------------------------------------------------------------------
 
 
+def _host(request: web.Request) -> str:
+    """What the client calls us. aiohttp's own `host` asks the name server when there is none, and everybody waits."""
+    return request.headers.get("Host", "")
+
+
 def _is_familiar(host: str) -> bool:
     """Whether this name can only mean this machine. A page of a stranger's domain could have its name lead here, and
     read what browsers would otherwise not let it read (DNS rebinding).
@@ -363,6 +364,6 @@ def _foreign(request: web.Request) -> str | None:
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
         return None if site in ("same-origin", "none") else "this request comes from a page of another site"
-    if origin is not None and urlsplit(origin).netloc != request.host:
+    if origin is not None and urlsplit(origin).netloc != _host(request):
         return "this request comes from a page of another site"
     return None
