@@ -385,8 +385,8 @@ class Demo:
         async with self._chapter(
             "bridge online",
             "The bridge connects",
-            'It publishes its state retained, so that whoever subscribes later gets it at once. "online" comes last: '
-            "from then on it takes commands.",
+            "It publishes its state retained, so that whoever subscribes later gets it at once, and devices for Home "
+            'Assistant. "online" comes last: from then on it takes commands.',
         ):
             bridge = await stack.enter_async_context(self._bridge(settings))
             await self._online('"online"', self._topics.bridge("availability"))
@@ -540,7 +540,9 @@ def _telling(value: Any) -> Any:
 
 
 def _pattern(topic: str, ids: list[str]) -> str:
-    """The topic with `<id>` for a line's id."""
+    """The topic with `<id>` for a line's id, and `<device>` for one of Home Assistant's."""
+    if topic.startswith("homeassistant/device/"):
+        return "homeassistant/device/<device>/config"
     return "/".join("<id>" if level in ids else level for level in topic.split("/"))
 
 
