@@ -39,7 +39,7 @@ MAX_CONNECTIONS = 64
 "At a time; more are closed at once. Each takes one of the files that the process may open."
 MAX_STREAMS = 20
 MAX_BODY = 64 << 10
-MAX_LINE = 4096
+MAX_LINE = 8190
 "Bytes of a request's first line, and of each header."
 IDLE_S = 15.0
 "A connection without a request is closed after this long."
@@ -93,6 +93,8 @@ class HttpListener:
         self._status = _Fresh(lambda: status.document(bridge, recent))
         self._metrics = _Fresh(lambda: metrics.render(bridge))
         self._streams = 0
+        self._coming = 0
+        "Connections that aiohttp's server will know of in a moment."
         app = web.Application(middlewares=[self._limits], client_max_size=MAX_BODY)
         app.router.add_get("/", self._index)
         app.router.add_get("/livez", self._livez)
@@ -116,7 +118,7 @@ class HttpListener:
     async def start(self) -> None:
         """Begin to serve."""
         await self._runner.setup()
-        self._server = await asyncio.get_running_loop().create_server(self._protocol, sock=self._socket, backlog=16)
+        self._server = await asyncio.get_running_loop().create_server(self._protocol, sock=self._socket, backlog=128)
         host, port = self._socket.getsockname()[:2]
         log.info("status page and metrics on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
@@ -127,9 +129,18 @@ class HttpListener:
         await self._runner.cleanup()
 
     def _protocol(self) -> asyncio.Protocol:
+        """Who takes a connection. Many are accepted at once, and only then made known to aiohttp's server."""
         server = self._runner.server
         assert server is not None
-        return _Closed() if len(server.connections) >= MAX_CONNECTIONS else server()
+        if len(server.connections) + self._coming >= MAX_CONNECTIONS:
+            return _Closed()
+        self._coming += 1
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._has_come)  # behind the call that makes it known
+        return server()
+
+    def _has_come(self) -> None:
+        self._coming -= 1
 
     @web.middleware
     async def _limits(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -226,6 +237,8 @@ class HttpListener:
         key = topics.result(line, "sms"), id
         if key in self._recent.awaited:
             return _problem(409, "a command with this id waits for its result", "busy")
+        if self._bridge.stopping:
+            return _problem(503, "the bridge stops", "shutting_down")
         if len(self._recent.awaited) >= MAX_SENDING:
             return _problem(503, f"{MAX_SENDING} commands wait already", "busy")
         body = await self._result(key, topic, orjson.dumps(asked | {"id": id}))

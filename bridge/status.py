@@ -144,13 +144,13 @@ def _details(kind: str, said: dict[str, Any]) -> dict[str, Any]:
                 "message": _scrubbed(error.get("text")),
             }
         case "call":
-            told = {key: said[key] for key in ("direction", "duration_s", "cause")}
-            return {"number": _masked(said["number"]), **told}
+            told = {key: said[key] for key in ("direction", "duration_s")}
+            return {"number": _masked(said["number"]), **told, "cause": _scrubbed(said["cause"])}
         case "ussd":
             return {"chars": None if said["text"] is None else len(said["text"])}
         case "event":
             return {key: said[key] for key in ("remain_time_min", "round", "step", "cgatt") if key in said}
-        case _:
+        case "bridge_event":
             told = {key: said[key] for key in ("gateway", "address", "count")}
             return told | {
                 "code": said["reason_code"],
@@ -158,6 +158,7 @@ def _details(kind: str, said: dict[str, Any]) -> dict[str, Any]:
                 "since": said["from"],
                 "until": said["to"],
             }
+    return {}
 
 
 def _masked(number: str | None) -> str | None:

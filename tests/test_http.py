@@ -20,7 +20,7 @@ from test_disk import fill, small_disk
 
 from bridge import __version__, http, metrics, status
 from bridge.batch import Batch, Run
-from bridge.payloads import BridgeEvent, Result, SmsIn
+from bridge.payloads import KINDS, BridgeEvent, Result, SmsIn
 from bridge.settings import Settings
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
@@ -28,6 +28,7 @@ from bridge.store import OutboxRow
 from brokers import free_port
 from harness import LIMIT_S, BridgeProcess, as_broker, bridge_config, own_broker, raw_line, running
 
+SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
 needs_mosquitto = pytest.mark.broker("binary")
 SECRET_TEXT = "the code is 4711"
 NUMBER = "+4915112345678"
@@ -569,7 +570,9 @@ async def test_many_connections_and_garbage_cost_the_lines_nothing(tmp_path: Pat
             closed = [asyncio.create_task(reader.read()) for reader in readers[-http.MAX_CONNECTIONS :]]
             async with asyncio.timeout(http.IDLE_S - 3):  # not for being idle
                 await asyncio.gather(*closed, return_exceptions=True)
-            assert len(os.listdir(f"/proc/{bridge.worker_pid}/fd")) <= files + http.MAX_CONNECTIONS + 2
+            assert (
+                len(os.listdir(f"/proc/{bridge.worker_pid}/fd")) <= files + http.MAX_CONNECTIONS + 2
+            )  # the broker is tried again
             await line.register()
         await stack.aclose()
         await client.until("/livez", lambda answer: answer[0] == 200)
@@ -579,7 +582,7 @@ async def test_many_connections_and_garbage_cost_the_lines_nothing(tmp_path: Pat
                 reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
                 writer.write(garbage + b"\r\n\r\n")
                 with contextlib.suppress(ConnectionError):
-                    async with asyncio.timeout(5):
+                    async with asyncio.timeout(LIMIT_S):
                         assert not (await reader.read()).startswith(b"HTTP/1.1 200")
                 writer.close()
         assert len(bridge.log) - written < 1000, bridge.log[written:][:3000]
@@ -670,6 +673,19 @@ def test_ids_and_words_that_strangers_choose_show_no_numbers() -> None:
     fact = json.loads(status.public_fact("goip", "goip/bridge/event", schema, body))
     assert (fact["line"], fact["message"]) == ("***********678", "Add ***********678 to lines.")
     assert NUMBER[1:] not in json.dumps(fact)
+
+
+@pytest.mark.parametrize("kind", [kind.schema for kind in KINDS.values() if kind.schema != "result"])
+def test_no_kind_of_fact_shows_a_text_or_a_number(kind: str) -> None:
+    examples = json.loads((SCHEMAS / f"{kind}.json").read_text())["examples"]
+    assert examples
+    for example in examples:
+        fact = json.loads(status.public_fact("goip", f"goip/goip1/{kind}", kind, json.dumps(example).encode()))
+        assert [fact[key] for key in ("id", "at", "kind", "event_type")] == [
+            example["id"], example["at"], kind, example["event_type"],
+        ]  # fmt: skip
+        assert not {"text", "raw", "raw_hex", "fields", "from_raw"} & set(fact)
+        assert not re.search(r"\+?[0-9]{7}", json.dumps({key: fact[key] for key in fact.keys() - {"id", "msg"}}))
 
 
 def test_a_sender_that_is_a_name_is_masked_too() -> None:
