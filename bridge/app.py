@@ -107,6 +107,8 @@ class Bridge:
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
         self.link: MqttLink | None = None
         self.udp: UdpSocket | None = None
+        self.http_address: Address | None = None
+        "Where browsers find the status page."
         self.recent = Recent() if settings.http.listen is not None else None
         "What only the HTTP listener tells."
         self._backlog: deque[Incoming] = deque()
@@ -207,6 +209,7 @@ class Bridge:
 
                 http = HttpListener(self, self.recent, web)
                 await http.start()
+                self.http_address = web.getsockname()[:2]
             done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
             for ended in done:
                 ended.result()  # an exception in any of them ends the service

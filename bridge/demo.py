@@ -268,6 +268,7 @@ class Demo:
                 "mqtt": {"url": url, "version": "5" if five else "3.1.1"},
                 "udp": {"listen": f"127.0.0.1:{self._udp_port}"},
                 "store": {"path": folder / "demo.db"},
+                "http": {"listen": "127.0.0.1:0", "send": True} if self._goes_on else {},
                 "lines": lines,
             }
         )
@@ -301,6 +302,11 @@ class Demo:
             message = Message(str(received.topic), payload, time.monotonic() - self._began)
             self.screen.message(message)
             self.journal.add(message)
+
+    @property
+    def _goes_on(self) -> bool:
+        """There is time to look around when the story is told."""
+        return self._keep or self._seconds is not None
 
     @contextlib.asynccontextmanager
     async def _bridge(self, settings: Settings) -> AsyncIterator[Bridge]:
@@ -336,13 +342,14 @@ class Demo:
     async def _story(self, client: mqtt.Client, settings: Settings) -> None:
         try:
             async with contextlib.AsyncExitStack() as stack:
-                address = await self._bridge_connects(stack, settings)
-                gateway = await self._gateway_registers(stack, address)
+                bridge = await self._bridge_connects(stack, settings)
+                assert bridge.udp is not None
+                gateway = await self._gateway_registers(stack, bridge.udp.address)
                 await self._sms_goes_out(client)
                 await self._sms_comes_in(gateway)
                 await self._somebody_calls(gateway)
                 await self._balance(client)
-                await self._go_on(client, gateway)
+                await self._go_on(client, gateway, bridge)
         except Missing as missing:
             self._reason = str(missing)
 
@@ -381,7 +388,7 @@ class Demo:
         except TimeoutError:
             raise Missing(f"waited {self._step_s:g} s on {topic} for {what}") from None
 
-    async def _bridge_connects(self, stack: contextlib.AsyncExitStack, settings: Settings) -> Address:
+    async def _bridge_connects(self, stack: contextlib.AsyncExitStack, settings: Settings) -> Bridge:
         async with self._chapter(
             "bridge online",
             "The bridge connects",
@@ -390,8 +397,7 @@ class Demo:
         ):
             bridge = await stack.enter_async_context(self._bridge(settings))
             await self._online('"online"', self._topics.bridge("availability"))
-            assert bridge.udp is not None
-            return bridge.udp.address
+            return bridge
 
     async def _gateway_registers(self, stack: contextlib.AsyncExitStack, server: Address) -> Simulator:
         async with self._chapter(
@@ -462,16 +468,18 @@ class Demo:
         if result.fields["status"] != "ok":
             raise Missing(f"the command {path} was refused: {result.fields['message']}")
 
-    async def _go_on(self, client: mqtt.Client, gateway: Simulator) -> None:
-        if not self._keep and self._seconds is None:
-            await asyncio.sleep(PAUSE_S)
-            return
+    async def _go_on(self, client: mqtt.Client, gateway: Simulator, bridge: Bridge) -> None:
         await asyncio.sleep(PAUSE_S)
+        if not self._goes_on:
+            return
         until = f"until second {self._seconds:g}" if self._seconds is not None else "until Ctrl-C"
         self.screen.chapter(f"The story is told; it goes on {until}", "Send an SMS yourself, from another terminal:")
         example = json.dumps({"to": FRIEND, "text": "Hi!"})
         topic = self._topics.command(self._ids[0], "sms")
         self.screen.advise(f"mosquitto_pub {self._where(client)} -t {topic} -m '{example}'")
+        if bridge.http_address is not None:
+            self.screen.say("Or on the status page:")
+            self.screen.advise("http://{}:{}/".format(*bridge.http_address))
         for number in itertools.count(1):
             await asyncio.sleep(TRAFFIC_S)
             line = gateway.line(random.choice(self._ids))
