@@ -302,7 +302,7 @@ TIME = "should be an RFC 3339 time with offset, or unix seconds"
         ("number/set", {"value": "@anna"}, "value: is not a phone number"),
         ("exp_time/set", {"value": "5"}, "value: should be a valid integer"),
         ("exp_time/set", {"value": -1}, "value: should be greater than or equal to 0"),
-        ("exp_time/set", {"value": 1_000_001}, "value: should be less than or equal to 1000000"),
+        ("exp_time/set", {"value": 1_000_000_000}, "value: should be less than or equal to 999999999"),
         ("call_interval/set", {"value": 86_401}, "value: should be less than or equal to 86400"),
         ("modules/set", {"value": {}}, "value: names no channel"),
         ("modules/set", {"value": {"1": 1}}, "value.1: should be true or false"),
