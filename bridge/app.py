@@ -160,6 +160,8 @@ class Bridge:
         "Lines that the store knows and the configuration does not."
         self._vanishing: dict[str, float] = {}
         "Of these, those that the broker knows: when their retained topics are to go."
+        self._emptied: set[str] = set()
+        "Those whose topics are on their way out."
         self._vanished: list[str] = []
         "And those of which only the store knows any more."
         self._strangers = Strangers()
@@ -286,7 +288,9 @@ class Bridge:
                     self._handed_over = asyncio.Event()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._handed_over.wait(), min(HAND_OVER_S, end - loop.time() - 1.0))
-                await self.link.disconnect()
+                # Whoever did not hear our farewell shall hear the last will.
+                await self.link.disconnect(clean=self.publisher.said_goodbye)
+        self._empty_topics(math.inf)
         self.pump()
         self._commit([], lambda _batch: self.discovery.save())  # and what the broker acknowledged last
 
@@ -425,7 +429,7 @@ class Bridge:
         """Take commands from the broker; one that is not committed is not acknowledged and comes again."""
         for message in messages:
             if self.discovery.takes(message.topic):
-                self.discovery.heard(message.topic, message.payload)
+                self.discovery.heard(message.topic, message.payload, retain=message.retain)
                 self._acknowledge(message)
             else:
                 self._backlog.append(message)
@@ -481,7 +485,13 @@ class Bridge:
     def disconnected(self, reason: str) -> None:
         """The broker is gone."""
         log.debug("the broker is gone: %s", reason)
-        self.publisher.disconnected()
+        if self.publisher.disconnected(self.clock.monotonic()):
+            log.error(
+                "the broker closed the connection twice in a row while a discovery document was on its way: none is "
+                "sent for some minutes. Allow %s/device/+/config in its ACL and packets of that size, or set "
+                "homeassistant.discovery: false",
+                self.settings.homeassistant.prefix,
+            )
         if self._handed_over is not None:
             self._handed_over.set()
 
@@ -652,6 +662,11 @@ class Bridge:
     def _restart(self) -> tuple[Code, str]:
         if not self.can_restart:
             return "not_supported", "Nothing would start the bridge again: it runs without a supervisor."
+        try:
+            self._reload_settings()
+        except Exception as error:  # it would not start again
+            log.error("not restarted, because of the configuration: %s", error)
+            return "invalid_payload", f"Not restarted, because of the configuration: {error}"
         self.restart_asked = True
         if self._asked_to_stop is not None:
             self._asked_to_stop.set()
@@ -874,8 +889,12 @@ class Bridge:
             if _without_overrides(getattr(settings, name)) != _without_overrides(getattr(self.settings, name))
         ]
         kept = {name: getattr(self.settings, name) for name in fixed}
+        settings = settings.model_copy(update=kept)
+        for _, fault in settings.homeassistant_faults():  # with the discovery that is in force
+            log.error("the configuration was not reloaded: %s", fault)
+            return "invalid_payload", f"The configuration was not reloaded: {fault}"
         gone = set(self.settings.lines) - set(settings.lines)
-        self.settings = settings.model_copy(update=kept)
+        self.settings = settings
         self.ledger.settings = self.intake.settings = self.board.settings = self.settings
         self.server.timing = _timing(self.settings)
         self.server.configure(_line_configs(self.settings), self.clock.monotonic())
@@ -883,6 +902,7 @@ class Bridge:
             self._take_away(line)
         for line in self.settings.lines:
             self._vanishing.pop(line, None)
+            self._emptied.discard(line)
         self.discovery.configure(self.settings)
         self.publisher.retry_parked()
         self._publish_bridge()
@@ -901,13 +921,16 @@ class Bridge:
         entity that is there would make a warning of each.
         """
         self._removed.append(line)
-        self._vanishing[line] = self.clock.monotonic() + (APART_S if self.discovery.on else 0.0)
+        self._vanishing[line] = self.clock.monotonic() + (2 * APART_S if self.discovery.on else 0.0)
 
     def _empty_topics(self, now: float) -> None:
         for line in [line for line, due in self._vanishing.items() if due <= now]:
             del self._vanishing[line]
             self.board.remove_line(line)
-            self._vanished.append(line)
+            self._emptied.add(line)
+        done = {line for line in self._emptied if not self.board.still_says(line)}
+        self._emptied -= done
+        self._vanished.extend(done)
 
     # -- retained state
 

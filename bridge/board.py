@@ -175,6 +175,10 @@ class Board:
         self._published.pop(line, None)
         self.traffic.forget(line)
 
+    def still_says(self, line: str) -> bool:
+        """Something retained speaks of a line, or its removal is not acknowledged yet."""
+        return any(self._publisher.said(self._topics.line(line, path)) is not None for path in LINE_STATES)
+
     def summaries(self) -> list[payloads.LineSummary]:
         """All lines, as `bridge/lines` has them."""
         return [states.summary(line, self.settings.lines.get(line.name)) for line in self._server.lines]

@@ -24,7 +24,9 @@ APART_S = 5.0
 BIRTH_S = (1.0, 5.0)
 "After Home Assistant's birth: not at once, as everybody else does."
 MENDED_S = 10.0
-"How often a device that somebody else overwrites is published again."
+"After this long a device that somebody else overwrote is published again; doubling while they go on."
+REPLAYED_S = 5.0
+"A retained birth message this soon after a connection is an old one."
 ANNOUNCED = "announced"
 "In the store: the topics that we have published and not removed."
 
@@ -55,13 +57,18 @@ class Discovery:
         "When it was published last."
         self._leaving: dict[str, dict[str, dict[str, str]]] = {}
         "By topic: the components that are to be removed, with nothing but their platform, as Home Assistant wants it."
+        self._overwritten: dict[str, int] = {}
+        "How often somebody else published to a topic of ours."
+        self._connected_at = 0.0
         self._deleted: set[str] = set()
         "By a user, in Home Assistant."
         self._born_at: float | None = None
         "When Home Assistant's birth is to be answered."
         self._states_next = False
         "Once all devices are published, Home Assistant is to hear the states."
-        self._announced: set[str] = set(orjson.loads(store.get(ANNOUNCED) or "[]"))
+        self._saved: set[str] = set(orjson.loads(store.get(ANNOUNCED) or "[]"))
+        self._announced = set(self._saved)
+        "What the broker may have of ours; and what the store knows of that."
         self.configure(settings)
 
     def filters(self) -> tuple[str, ...]:
@@ -83,14 +90,13 @@ class Discovery:
             for line, of_line in settings.lines.items()
         }
         for topic in gone:
-            self._due.pop(topic, None)
             self._leaving.pop(topic, None)
             self._deleted.discard(topic)
-            self._publisher.remove(topic)
-        self._publish_soon(changed)
+        self._publish_soon([*changed, *gone])
 
     def connected(self) -> None:
         """A broker that was away may have lost everything."""
+        self._connected_at = self._clock.monotonic()
         self._publish_soon(self._wanted)
         self.tick()
 
@@ -100,17 +106,21 @@ class Discovery:
             [topic for topic in self._of_line.get(line, []) if topic in self._wanted] if line else list(self._wanted)
         )
         self._deleted.difference_update(topics)
+        for topic in topics:
+            self._overwritten.pop(topic, None)
         self._publish_soon(topics)
 
     def takes(self, topic: str) -> bool:
         """Whether a message is for us."""
         return not topic.startswith(f"{self._topics.base}/")
 
-    def heard(self, topic: str, payload: bytes) -> None:
+    def heard(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Home Assistant's birth, or anybody's device."""
         if topic == self._birth_topic:
-            if payload == b"online":
-                self._born_at = self._clock.monotonic() + random.uniform(*BIRTH_S)
+            now = self._clock.monotonic()
+            old = retain and now - self._connected_at < REPLAYED_S
+            if payload == b"online" and not old and self._born_at is None:
+                self._born_at = now + random.uniform(*BIRTH_S)
         elif topic in self._wanted:
             self._ours_changed(topic, payload)
         elif payload and topic.startswith(self._names) and self._publisher.said(topic) is None:
@@ -118,37 +128,52 @@ class Discovery:
 
     def tick(self) -> bool:
         """Publish what is due; true when Home Assistant is to hear all retained states again."""
-        now = self._clock.monotonic()
+        link, now = self._publisher.link, self._clock.monotonic()
+        if link is None or not link.connected:
+            return False  # or Home Assistant would get only the last of several steps
         if self._born_at is not None and now >= self._born_at:
             self._born_at, self._states_next = None, True
             self._publish_soon(self._wanted)
         for topic in [topic for topic, due in self._due.items() if due <= now]:
             del self._due[topic]
-            self._last[topic] = now
-            document = self._wanted[topic]
-            if leaving := self._leaving.pop(topic, None):
-                device = orjson.loads(document)
-                document = orjson.dumps(device | {"components": device["components"] | leaving})
-                self._publish_soon([topic])  # and then without them
-            self._publisher.forget(topic)  # it is published although it may say what it said
-            self._publisher.set_state(RetainedState(topic, document, None, None, verbatim=True))
+            if topic in self._wanted:
+                self._last[topic] = now
+                self._publish(topic)
+            elif topic in self._announced:
+                self._last[topic] = now
+                self._publisher.remove(topic)
         states, self._states_next = self._states_next and not self._due, self._states_next and bool(self._due)
         return states
+
+    def _publish(self, topic: str) -> None:
+        document = self._wanted[topic]
+        if leaving := self._leaving.pop(topic, None):
+            device = orjson.loads(document)
+            document = orjson.dumps(device | {"components": device["components"] | leaving})
+            self._publish_soon([topic])  # and then without them
+        self._announced.add(topic)
+        self._publisher.forget(topic)  # it is published although it may say what it said
+        self._publisher.set_state(RetainedState(topic, document, None, None, document=True))
 
     @property
     def unsaved(self) -> bool:
         """The store does not know what is announced."""
-        return self._announced != self._present()
+        return self._present() != self._saved
 
     def save(self) -> None:
         """Inside a transaction: remember what is announced, so that another configuration can remove it."""
         self._announced = self._present()
-        self._store.put(ANNOUNCED, orjson.dumps(sorted(self._announced)).decode())
+        self._saved = set(self._announced)
+        self._store.put(ANNOUNCED, orjson.dumps(sorted(self._saved)).decode())
 
     def _present(self) -> set[str]:
-        """All that the broker may have of us: what is wanted, and what was not removed yet."""
-        removing = {topic for topic in self._announced if self._publisher.said(topic) is not None}
-        return self._wanted.keys() - self._deleted | removing
+        return {topic for topic in self._announced if self._may_be_there(topic)}
+
+    def _may_be_there(self, topic: str) -> bool:
+        """The broker may have something of ours there."""
+        if topic in self._deleted or self._publisher.is_refused(topic):
+            return False
+        return topic in self._wanted or topic in self._due or self._publisher.said(topic) is not None
 
     def _ours_changed(self, topic: str, payload: bytes) -> None:
         """Somebody else published to a topic of ours, or the broker told us what it had."""
@@ -163,11 +188,13 @@ class Discovery:
             self._publisher.forget(topic)
         elif topic in self._deleted:
             return
-        elif is_ours(payload, self._topics):  # what an earlier run announced
-            if self._let_go(topic, payload, self._wanted[topic]):
-                self._publish_soon([topic])
+        elif is_ours(payload, self._topics) and self._let_go(topic, payload, self._wanted[topic]):
+            self._publish_soon([topic])  # what an earlier run announced, and more than now
         else:
-            self._due[topic] = max(now, self._last.get(topic, -MENDED_S) + MENDED_S)
+            count = self._overwritten[topic] = self._overwritten.get(topic, 0) + 1
+            if count == 2:
+                log.warning("another program publishes to %s as well: two bridges with one instance?", topic)
+            self._due[topic] = max(now, self._last.get(topic, 0.0) + MENDED_S * 2.0 ** min(count - 1, 12))
 
     def _let_go(self, topic: str, before: bytes | None, document: bytes) -> bool:
         """Home Assistant keeps an entity that is merely left out: note what to remove; true if there is any."""
@@ -189,9 +216,10 @@ class Discovery:
         return bool(gone)
 
     def _maybe_orphan(self, topic: str, payload: bytes) -> None:
-        if is_ours(payload, self._topics):
+        if is_ours(payload, self._topics) and topic not in self._due:
             log.info("removing %s, of a line or gateway that is no longer configured", topic)
-            self._publisher.remove(topic)
+            self._announced.add(topic)
+            self._publish_soon([topic])
 
     def _publish_soon(self, topics: list[str] | dict[str, bytes]) -> None:
         now = self._clock.monotonic()

@@ -23,6 +23,9 @@ ORIGIN = "goip-mqtt-bridge"
 FIXED = ("platform", "unique_id")
 "Keys of a component that no override may change: without them Home Assistant refuses the device or knows it no more."
 
+MAX_NOTIFY = 100
+"Groups and contacts that get a `notify` entity, on every line: an address book of thousands is for `to`."
+
 Component = dict[str, Any]
 Components = dict[str, Component]
 
@@ -98,6 +101,16 @@ def override_faults(settings: "Settings") -> Iterator[tuple[str, str]]:
             yield key, f"there is no entity of this key{hint}"
         elif fixed := [name for name in FIXED if changes is not None and name in changes]:
             yield key, f"{fixed[0]} can't be changed; Home Assistant knows the entity by it"
+        elif not _is_json(changes):
+            yield key, "holds an integer beyond 64 bits, or half a character: it can't be written as JSON"
+
+
+def _is_json(value: object) -> bool:
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 class _Devices:
@@ -109,7 +122,7 @@ class _Devices:
         self._topics = topics
         self._bridge_id = _object_id(instance, "bridge")
         self._bridge_availability = {"topic": topics.bridge("availability")}
-        self._notify = notify_keys([*settings.contacts, *settings.groups])
+        self._notify = dict(list(notify_keys([*settings.groups, *settings.contacts]).items())[:MAX_NOTIFY])
 
     def device(self, kind: str, name: str) -> dict[str, Any]:
         """One device with its components."""

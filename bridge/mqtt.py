@@ -108,7 +108,8 @@ class LinkConfig:
     will: Publication | None = None
     subscriptions: tuple[str, ...] = ()
     replayed: tuple[str, ...] = ()
-    "More of them, whose retained messages come at every connection and not only when the subscription is new."
+    """More of them: what others publish, of which only the present counts. With QoS 0 none of it waits in the session,
+    where it would take the room of commands; retained messages come at every connection."""
     session_expiry_s: int = 3600
     will_delay_s: int = 10
     keepalive_s: int = 30
@@ -214,11 +215,17 @@ class MqttLink:
         if self._connection is not None and self._connection.number == message.connection:
             self._connection.acknowledge(message)
 
-    async def disconnect(self) -> None:
-        """Send what was published and a DISCONNECT, so that no will is published; then `run` returns."""
+    async def disconnect(self, *, clean: bool = True) -> None:
+        """Send what was published and a DISCONNECT, so that no will is published; then `run` returns.
+
+        Not `clean`: drop the connection, so that the will is published.
+        """
         self._stopping.set()
         if self._connection is not None:
-            await self._connection.disconnect()
+            if clean:
+                await self._connection.disconnect()
+            else:
+                self._connection.close()
 
     def _after(self, connection: "_Connection") -> float:
         """Tell what ended, and how long to wait before the next connection."""
@@ -591,15 +598,12 @@ class _Connection:
         elif not self._filters:
             self._granted = []
         elif self.protocol == V5:
-            handling = dict.fromkeys(self._config.subscriptions, 1) | dict.fromkeys(self._config.replayed, 0)
-            self._client.subscribe(
-                [
-                    (each, SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True, retainHandling=when))
-                    for each, when in handling.items()
-                ]
-            )
+            always = [(each, _options(qos=1, retain_handling=1)) for each in self._config.subscriptions]
+            present = [(each, _options(qos=0, retain_handling=0)) for each in self._config.replayed]
+            self._client.subscribe([*always, *present])
         else:
-            self._client.subscribe([(each, 1) for each in self._filters])
+            always_qos = [(each, 1) for each in self._config.subscriptions]
+            self._client.subscribe([*always_qos, *((each, 0) for each in self._config.replayed)])
 
     def _on_subscribe(self, _c: Any, _u: Any, _mid: int, reasons: list[ReasonCode], _p: Any) -> None:
         self._granted = [reason.value for reason in reasons]
@@ -727,6 +731,10 @@ class _Packed(Properties):
 
     def pack(self) -> bytes:
         return self.packed
+
+
+def _options(*, qos: int, retain_handling: int) -> SubscribeOptions:
+    return SubscribeOptions(qos=qos, noLocal=True, retainAsPublished=True, retainHandling=retain_handling)
 
 
 def _properties(packet_type: int, publication: Publication | None = None, **values: object) -> Properties:

@@ -20,6 +20,12 @@ IN_MEMORY = 2000
 NO_SUBSCRIBER = 0x10
 REFUSED = 0x80
 PACKET_TOO_LARGE = 0x95
+DOCUMENTS_IN_FLIGHT = 4
+"They are large: what comes behind them must not wait long."
+DOCUMENTS_TURN = 16
+"And so often one of them goes before facts and states that never end."
+DOCUMENTS_HELD_S = (600.0, 86400.0)
+"A broker that closes the connection twice in a row over documents gets none for the first, doubling to the second."
 PARK_S = (60.0, 3600.0)
 "A refused publication is tried again after the first, doubling to the second."
 
@@ -33,8 +39,8 @@ class RetainedState:
     schema: str | None
     "None for the plain words online and offline."
     expiry_s: int | None
-    verbatim: bool = False
-    "A JSON document of another program's making: no `ts` is put on."
+    document: bool = False
+    "JSON of another program's making, and large: no `ts` is put on, and it waits for everything else."
 
 
 Item = OutboxRow | RetainedState
@@ -69,6 +75,13 @@ class Publisher:
         self._more = self.waiting > 0
         self._states: dict[str, RetainedState] = {}
         self._to_send: dict[str, None] = {}
+        self._documents: dict[str, None] = {}
+        "Documents to be sent."
+        self._documents_in_flight = 0
+        self._documents_closed = 0
+        "Connections in a row that ended with a document in flight."
+        self._documents_from = 0.0
+        "No document is sent before this time."
         self._in_flight: dict[int, Item] = {}
         self._parked: dict[int | str, Parked] = {}
         self._delays: dict[int | str, float] = {}
@@ -101,7 +114,7 @@ class Publisher:
         if known is None or known.body != state.body:
             self._states[state.topic] = state
             if state.topic not in self._parked:
-                self._to_send[state.topic] = None
+                self._queue(state)
 
     def remove(self, topic: str) -> None:
         """Remove a retained message from the broker."""
@@ -111,21 +124,21 @@ class Publisher:
         """Publish again every state below a topic."""
         self._to_send.update((topic, None) for topic in self._states if topic.startswith(prefix))
 
-    def again(self, topic: str) -> None:
-        """Publish a state again as it is."""
-        if topic in self._states and topic not in self._parked:
-            self._to_send[topic] = None
-
     def forget(self, topic: str) -> None:
         """Say nothing more of a topic, and leave the broker what it has."""
         self._states.pop(topic, None)
         self._to_send.pop(topic, None)
+        self._documents.pop(topic, None)
         self._parked.pop(topic, None)
 
     def said(self, topic: str) -> bytes | None:
         """What a retained topic says, or is about to say; None when nothing, and no removal is under way either."""
         state = self._states.get(topic)
         return None if state is None else state.body
+
+    def is_refused(self, topic: str) -> bool:
+        """The broker refused what a retained topic says."""
+        return topic in self._parked
 
     # -- the link's events
 
@@ -135,14 +148,21 @@ class Publisher:
         self.retry_parked()
         self.refresh(self._base)
 
-    def disconnected(self) -> None:
-        """What was in flight is to be sent again."""
+    def disconnected(self, now: float) -> bool:
+        """What was in flight is to be sent again; true when the broker seems not to bear documents, and gets none."""
         rows = sorted((item for item in self._in_flight.values() if isinstance(item, OutboxRow)), key=lambda row: row.n)
         self._facts.extendleft(reversed(rows))
         for item in self._in_flight.values():
             if isinstance(item, RetainedState) and item.topic in self._states:
-                self._to_send[item.topic] = None
+                self._queue(self._states[item.topic])
         self._in_flight.clear()
+        self._documents_closed = self._documents_closed + 1 if self._documents_in_flight else 0
+        self._documents_in_flight = 0
+        if self._documents_closed < 2:
+            return False
+        first, longest = DOCUMENTS_HELD_S
+        self._documents_from = now + min(longest, first * 2.0 ** (self._documents_closed - 2))
+        return True
 
     def acknowledged(self, acks: list[tuple[int, int]], now: float) -> list[tuple[Item, int]]:
         """Take PUBACKs; returns the publications of which somebody should hear, with their reason codes."""
@@ -151,6 +171,8 @@ class Publisher:
             item = self._in_flight.pop(token, None)
             if item is None:
                 continue
+            if isinstance(item, RetainedState):
+                self._documents_in_flight -= item.document
             if code >= REFUSED and not self._is_courtesy(item):
                 self._park(item, now)
                 notable.append((item, code))
@@ -179,12 +201,13 @@ class Publisher:
             elif item is self._birth:
                 self._born = False
             elif item.topic in self._states:
-                self._to_send[item.topic] = None
+                self._queue(self._states[item.topic])
         if rows:
             self._facts = deque(sorted([*rows, *self._facts], key=lambda row: row.n))
 
     def say_goodbye(self) -> None:
-        """From now on the bridge is offline; said after everything else that is retained, as the birth message was."""
+        """From now on the bridge is offline; said after all states, as the birth message was, and without documents."""
+        self._documents.clear()
         self._birth = RetainedState(self._birth.topic, b"offline", None, None)
         self._born = False
 
@@ -198,7 +221,7 @@ class Publisher:
             return unsendable
         wall = self._clock()
         room = link.room
-        while room > 0 and (item := self._next()) is not None:
+        while room > 0 and (item := self._next(now)) is not None:
             room -= 1
             try:
                 token = link.publish(self._publication(item, wall))
@@ -214,6 +237,8 @@ class Publisher:
                 break
             self.published += 1
             self._in_flight[token] = item
+            if isinstance(item, RetainedState):
+                self._documents_in_flight += item.document
         return unsendable
 
     def take_done(self) -> list[int]:
@@ -242,13 +267,27 @@ class Publisher:
         return min((row.at for row in rows), default=self._oldest if self._more else None)
 
     @property
+    def said_goodbye(self) -> bool:
+        """The broker has acknowledged the last birth message, which was a farewell."""
+        return self._born and self._birth not in self._in_flight.values()
+
+    @property
     def idle(self) -> bool:
         """Nothing is in flight and nothing waits that could be sent now."""
         return self._born and not self._in_flight and not self._to_send and not self._facts and not self._more
 
-    def _next(self) -> Item | None:
-        """States and then the birth message; after that mostly facts, as an alarm must not wait for 10,000 states."""
+    def _queue(self, state: RetainedState) -> None:
+        mine, other = (self._documents, self._to_send) if state.document else (self._to_send, self._documents)
+        mine[state.topic] = None
+        other.pop(state.topic, None)
+
+    def _next(self, now: float) -> Item | None:
+        """States and then the birth message; after that mostly facts, as an alarm must not wait for 10,000 states. What
+        is left goes to documents.
+        """
         self._turn += 1
+        if self._born and self._turn % DOCUMENTS_TURN == 0 and (document := self._next_document(now)) is not None:
+            return document
         if self._to_send and (not self._born or self._turn % 4 == 0 or not self._has_facts()):
             topic = next(iter(self._to_send))
             del self._to_send[topic]
@@ -258,10 +297,17 @@ class Publisher:
                 return None  # `online` only when every retained state is in place
             self._born = True
             return self._birth
-        return self._facts.popleft() if self._has_facts() else None
+        return self._facts.popleft() if self._has_facts() else self._next_document(now)
+
+    def _next_document(self, now: float) -> RetainedState | None:
+        if not self._documents or self._documents_in_flight >= DOCUMENTS_IN_FLIGHT or now < self._documents_from:
+            return None
+        topic = next(iter(self._documents))
+        del self._documents[topic]
+        return self._states[topic]
 
     def _has_facts(self) -> bool:
-        if not self._facts and self._more and len(self._parked) < IN_MEMORY:
+        if not self._facts and self._more and self._parked_facts < IN_MEMORY:
             page = self._store.outbox(self._loaded, IN_MEMORY)
             self._more = len(page) == IN_MEMORY
             self._facts.extend(page)
@@ -279,7 +325,7 @@ class Publisher:
                     schema=item.schema,
                     correlation=item.correlation,
                 )
-            case RetainedState(verbatim=True) if item.body:
+            case RetainedState(document=True):
                 return Publication(item.topic, item.body, retain=True)
             case RetainedState(schema=None):
                 return Publication(item.topic, item.body, retain=True, content_type="text/plain")
@@ -299,7 +345,11 @@ class Publisher:
         elif item is self._birth:
             self._born = False
         else:
-            self._to_send[item.topic] = None
+            self._queue(item)
+
+    @property
+    def _parked_facts(self) -> int:
+        return sum(isinstance(key, int) for key in self._parked)
 
     def _park(self, item: Item, now: float) -> None:
         key = item.n if isinstance(item, OutboxRow) else item.topic

@@ -113,9 +113,11 @@ def _contact_name(value: str) -> str:
         raise ValueError("must be 1 to 64 characters, without blanks around it and without $ or @ in front")
     if re.search(r"[/+#]", value) or _CONTROL.search(value):
         raise ValueError("must not contain / + # or control characters, since it is also a level of a topic")
-    if value.isdecimal():
-        raise ValueError("must not be all digits, which would be a number in cmd/sms/<to>")
-    return value
+    try:
+        numbers.normalise(value)
+    except ValueError:
+        return value
+    raise ValueError("must not read as a number, which it would be in cmd/sms/<to>")
 
 
 def _country(value: str) -> str:
@@ -552,7 +554,7 @@ class Settings(_Section, BaseSettings):
             *self._topic_faults(),
             *self._line_faults(),
             *self._reference_faults(),
-            *self._homeassistant_faults(),
+            *self.homeassistant_faults(),
         ]
         if faults:
             raise _Faults(*faults)
@@ -582,7 +584,8 @@ class Settings(_Section, BaseSettings):
             if group in self.contacts:
                 yield ("groups", group), "is also a contact; rename one of them"
 
-    def _homeassistant_faults(self) -> Iterator[tuple[Place, str]]:
+    def homeassistant_faults(self) -> Iterator[tuple[Place, str]]:
+        """What could not be told apart, or not be written, as devices of Home Assistant."""
         if not self.homeassistant.discovery:
             return
         devices: dict[str, tuple[str, str]] = {}
@@ -610,6 +613,10 @@ class Settings(_Section, BaseSettings):
         if not self.http.is_local:
             may = "see lines and traffic and send SMS" if self.http.send else "see lines and traffic, numbers masked"
             notes.append(f"http.listen: there is no login; everybody who reaches {self.http.listen} can {may}")
+        named = len(self.contacts) + len(self.groups)
+        if self.homeassistant.discovery and named > homeassistant.MAX_NOTIFY:
+            first = f"the first {homeassistant.MAX_NOTIFY} of {named} groups and contacts"
+            notes.append(f"homeassistant: {first} get notify entities, the others none; @name works for all")
         if self.pools:
             notes.append("pools: this version checks them, but commands can't use them")
         return notes

@@ -134,14 +134,14 @@ class Supervisor:
     def _pause(self, seconds: float) -> bool:
         """Say why and wait; false when we were told to stop. SIGHUP ends it: what was wrong may have been mended."""
         if self._code == RESTART:
-            log.info("starting the bridge again, as asked. The UDP socket is held")
-            return self._kill_at is None
-        log.error(
-            "the bridge ended with %s; starting it again %s. The UDP socket is held: what gateways send meanwhile is "
-            "read then",
-            _how(self._code),
-            f"in {seconds:g} s" if seconds else "now",
-        )
+            log.info("starting the bridge again, as asked, %s. The UDP socket is held", _when(seconds))
+        else:
+            log.error(
+                "the bridge ended with %s; starting it again %s. The UDP socket is held: what gateways send meanwhile "
+                "is read then",
+                _how(self._code),
+                _when(seconds),
+            )
         until = time.monotonic() + seconds
         while self._kill_at is None and not self._reload and time.monotonic() < until:
             self._attend(until)
@@ -272,6 +272,10 @@ def _pauses(longest: float) -> Iterator[float]:
     while True:
         yield min(pause, longest)
         pause = min(2 * pause, longest)
+
+
+def _when(seconds: float) -> str:
+    return f"in {seconds:g} s" if seconds else "now"
 
 
 def _how(code: int) -> str:

@@ -113,7 +113,7 @@ def test_what_was_in_flight_is_sent_again_in_order(desk: Desk) -> None:
     desk.add("goip/a/1", "goip/a/2", "goip/a/3")
     assert desk.drain() == ["goip/a/1", "goip/a/2", "goip/a/3"]
     desk.acknowledge(3)
-    desk.publisher.disconnected()
+    desk.publisher.disconnected(0.0)
     desk.link.open = 0
     desk.publisher.connected()
     assert desk.settle() == [BIRTH, "goip/a/1", "goip/a/3"]
@@ -146,7 +146,7 @@ def test_a_refused_fact_waits_and_others_do_not(desk: Desk) -> None:
     desk.publisher.retry_parked(desk.now)
     assert desk.drain() == []  # doubled
     desk.add("goip/a/later")
-    desk.publisher.disconnected()
+    desk.publisher.disconnected(0.0)
     desk.publisher.connected()
     assert desk.settle() == [BIRTH, "goip/a/refused", "goip/a/later"]
 
@@ -195,7 +195,7 @@ def test_a_refused_result_on_a_callers_topic_is_dropped_and_on_ours_kept(desk: D
     desk.drain()
     desk.acknowledge(2, 3, code=REFUSED)
     assert desk.publisher.take_done() == [1]
-    desk.publisher.disconnected()
+    desk.publisher.disconnected(0.0)
     desk.publisher.connected()
     assert desk.settle() == [BIRTH, "goip/a/result/sms"]
 
