@@ -258,10 +258,61 @@ async def test_an_entity_that_was_taken_out_while_the_bridge_was_down_is_removed
         assert published[2]["notify_ben"] == {"platform": "notify"}
 
 
-async def test_a_device_that_somebody_overwrites_is_mended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [b'{"device": {}', None], ids=["broken", "half of it"])
+async def test_a_device_that_somebody_overwrites_is_mended(tmp_path: Path, half: bytes | None) -> None:
     async with setup(tmp_path) as (_, _, watcher):
-        await watcher.client.publish(topic("goip_2"), b'{"device": {}', qos=1, retain=True)
-        await watcher.until(topic("goip_2"), lambda seen: b"origin" in seen.payload, count=2)
+        whole = watcher.on(topic("goip_2"))[-1]
+        if half is None:
+            two = dict(list(whole.json["components"].items())[:2])
+            half = json.dumps(whole.json | {"components": two}, separators=(",", ":")).encode()
+        await watcher.client.publish(topic("goip_2"), half, qos=1, retain=True)
+        await watcher.until(topic("goip_2"), lambda seen: seen.payload == whole.payload, count=2)
+
+
+async def test_other_programs_take_no_room_from_commands_that_wait(tmp_path: Path) -> None:
+    """A broker keeps some 1000 messages for a client that is away."""
+    async with setup(tmp_path) as (_, bridge, watcher):
+        await bridge.stop()
+        for number in range(1100):
+            await watcher.publish(f"homeassistant/device/other{number}/config", '{"device":{}}', retain=True)
+        await watcher.publish("goip/goip1/cmd/sms", {"to": "+4915112345678", "text": "alarm"})
+        await bridge.start()
+        assert (await watcher.until("goip/goip1/result/sms")).json["code"] == "ok"
+
+
+async def test_births_that_never_end_are_answered(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, _, watcher):
+        count = len(watcher.on(topic("goip1")))
+        until = time.monotonic() + 30
+        while len(watcher.on(topic("goip1"))) == count:
+            assert time.monotonic() < until
+            await watcher.publish("homeassistant/status", "online")
+            await watcher.publish("goip/bridge/cmd/ping")  # one round trip is the pace
+            await watcher.until("goip/bridge/result/ping", count=len(watcher.on("goip/bridge/result/ping")) + 1)
+
+
+async def test_a_line_that_is_removed_while_the_broker_is_away_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker", persistence=True) as mosquitto:
+        broker = as_broker(mosquitto)
+        async with running(tmp_path, config(broker)) as bridge:
+            async with watching(broker, "goip/#") as watcher:
+                with raw_line(bridge.udp_port, "goip1", "p1") as line:
+                    await line.register()
+                    await watcher.until("goip/goip1/state")
+            mosquitto.terminate()
+            await bridge.stop()
+            bridge.config["lines"] = {"Goip-2": LINES["Goip-2"]}
+            await bridge.start()
+            await bridge.logged("cannot connect")
+            await bridge.stop()  # it had no chance to say anything
+            mosquitto.start()
+            await bridge.start()
+            async with watching(broker, DEVICES, "goip/#") as watcher:
+                await watcher.until("goip/goip1/state", lambda seen: seen.payload == b"")
+                await watcher.until("goip/goip1/availability", lambda seen: seen.payload == b"")
+            async with watching(broker, DEVICES, "goip/#") as late:
+                await late.until(topic("goip_2"))
+                assert not [seen.topic for seen in late.seen if "goip1" in seen.topic]
 
 
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
@@ -330,6 +381,8 @@ def test_overrides_change_and_remove_entities_of_every_device() -> None:
         ({"lines": {"gateway_r": {"password": "p", "gateway": "r"}}}, "line gateway_r and gateway r would be one"),
         ({"homeassistant": {"overrides": {"signl": None}}}, "there is no entity of this key; did you mean signal"),
         ({"homeassistant": {"overrides": {"signal": {"unique_id": "x"}}}}, "unique_id can't be changed"),
+        ({"homeassistant": {"overrides": {"exp_time": {"max": 10**20}}}}, "can't be written as JSON"),
+        ({"homeassistant": {"overrides": {"signal": {"name": "\ud83d"}}}}, "can't be written as JSON"),
     ],
 )
 def test_what_home_assistant_could_not_tell_apart_is_refused(settings: dict[str, Any], fault: str) -> None:
@@ -337,6 +390,17 @@ def test_what_home_assistant_could_not_tell_apart_is_refused(settings: dict[str,
         Settings.model_validate(settings)
     if "lines" in settings:
         Settings.model_validate(settings | {"homeassistant": {"discovery": False}})
+
+
+def test_an_address_book_does_not_become_entities() -> None:
+    contacts = {f"c{n}": f"+49{n:09d}" for n in range(1000)}
+    configured = Settings.model_validate(
+        {"lines": {"a": {"password": "p"}}, "contacts": contacts, "groups": {"all": list(contacts)}}
+    )
+    assert any("the first 100 of 1001 groups and contacts" in note for note in configured.notes())
+    keys = made(contacts=contacts, groups={"all": ["c1"]})["goip_x_a"]["components"]
+    notify = [key for key in keys if key.startswith("notify_")]
+    assert (len(notify), notify[0]) == (100, "notify_all")
 
 
 def test_two_lines_with_one_name_are_two_devices() -> None:

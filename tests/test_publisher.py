@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.mqtt import Publication
-from bridge.publisher import IN_MEMORY, Publisher, RetainedState
+from bridge.publisher import DOCUMENTS_HELD_S, DOCUMENTS_IN_FLIGHT, IN_MEMORY, Publisher, RetainedState
 from bridge.store import Store
 from bridge.topics import Topics
 
@@ -68,6 +68,15 @@ class Desk:
         while new := self.drain():
             published += new
             self.acknowledge(*range(len(self.link.sent) - len(new) + 1, len(self.link.sent) + 1))
+        return published
+
+    def settled_but_documents(self) -> list[str]:
+        """As `settle`, but the broker acknowledges no document."""
+        published: list[str] = []
+        while new := self.drain():
+            first = len(self.link.sent) - len(new) + 1
+            published += new
+            self.acknowledge(*(first + n for n, topic in enumerate(new) if "/device/" not in topic))
         return published
 
 
@@ -220,3 +229,82 @@ def test_a_fact_nobody_hears_and_a_refusal_are_to_be_told(desk: Desk) -> None:
     desk.drain()
     notable = desk.publisher.acknowledged([(2, 0x10), (3, 0), (4, REFUSED)], 0.0)
     assert [(item.topic, code) for item, code in notable] == [("goip/a/1", 0x10), ("goip/a/3", REFUSED)]
+
+
+# -- documents ------------------------------------------------------------------------------------------------------
+
+
+def device(desk: Desk, name: str, body: bytes = b'{"device":{}}') -> str:
+    topic = f"homeassistant/device/{name}/config"
+    desk.publisher.set_state(RetainedState(topic, body, None, None, document=True))
+    return topic
+
+
+def test_documents_come_after_everything_else_and_few_at_a_time(desk: Desk) -> None:
+    documents = [device(desk, f"d{n}") for n in range(10)]
+    desk.add(*(f"goip/a/sms/{n}" for n in range(5)))
+    desk.state("goip/a/state", b'{"a":1}')
+    desk.publisher.connected()
+    assert desk.drain() == ["goip/a/state"]
+    desk.acknowledge(1)
+    assert desk.drain() == [BIRTH, *(f"goip/a/sms/{n}" for n in range(5)), *documents[:DOCUMENTS_IN_FLIGHT]]
+    assert desk.drain() == []
+    desk.add("goip/a/call")
+    assert desk.drain() == ["goip/a/call"]
+    desk.acknowledge(*range(2, 14))
+    assert desk.settle() == documents[DOCUMENTS_IN_FLIGHT:]
+    assert desk.link.sent[-1].payload == b'{"device":{}}', "nothing is put on"
+
+
+def test_documents_have_a_turn_among_facts_that_never_end(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    document = device(desk, "d")
+    for _ in range(100):
+        desk.add("goip/a/call")
+        if document in desk.settle():
+            return
+    raise AssertionError("the document was never sent")
+
+
+def test_a_farewell_does_not_wait_for_documents(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    for n in range(20):
+        device(desk, f"d{n}")
+    desk.publisher.say_goodbye()
+    assert not desk.publisher.said_goodbye
+    assert desk.drain() == [BIRTH]
+    assert not desk.publisher.said_goodbye
+    desk.acknowledge(2)
+    assert desk.publisher.said_goodbye
+    assert desk.drain() == []
+
+
+def test_a_broker_that_closes_over_documents_gets_none_for_a_while(desk: Desk) -> None:
+    document = device(desk, "d")
+    for connection, gives_up in ((1, False), (2, True)):
+        desk.publisher.connected()
+        assert document in desk.settled_but_documents(), connection
+        assert desk.publisher.disconnected(desk.now) is gives_up
+        desk.link.open = 0
+    desk.publisher.connected()
+    assert desk.settle() == [BIRTH]
+    desk.now += DOCUMENTS_HELD_S[0] - 1
+    assert desk.settle() == []
+    desk.now += 1
+    assert desk.settle() == [document]
+    assert desk.publisher.disconnected(desk.now) is False, "it bears them now"
+
+
+def test_refused_documents_do_not_hold_up_the_outbox(desk: Desk) -> None:
+    desk.add(*(f"goip/a/sms/{n}" for n in range(IN_MEMORY + 10)))
+    again = Publisher(desk.store, lambda: 1_800_000_000.0, Topics("goip"))  # as after a restart
+    again.link, desk.publisher = desk.publisher.link, again
+    for n in range(IN_MEMORY):
+        device(desk, f"d{n}")
+        again._park(again._states[f"homeassistant/device/d{n}/config"], 0.0)
+    again.connected()
+    again._to_send.clear()
+    again._documents.clear()
+    assert len([topic for topic in desk.settle() if topic.startswith("goip/a/sms/")]) == IN_MEMORY + 10
