@@ -502,7 +502,7 @@ class Bridge:
             {
                 "event_type": "takeover",
                 "message": f"Another client seems to connect as {self._client_id()}. If a second bridge is meant to "
-                "run, give it its own instance: and store; otherwise stop it.",
+                "run, give it its own base_topic:, instance: and store; otherwise stop it.",
             }
         )
         self.pump()

@@ -24,7 +24,7 @@ from bridge.topics import Topics
 log = logging.getLogger(__name__)
 
 API = 1
-FEATURES = ["sms", "delivery", "ussd", "calls", "control", "jobs", "contacts", "homeassistant"]
+FEATURES = ["sms", "delivery", "ussd", "calls", "control", "jobs", "contacts"]
 LINE_STATES = ("availability", "state", "stats", "sms/last")
 "The retained topics of a line."
 LAST_SEEN_S = 300.0
@@ -110,7 +110,7 @@ class Board:
             started_at=payloads.timestamp(self._run.started),
             lines=len(self.settings.lines),
             mqtt=mqtt,
-            features=FEATURES,
+            features=[*FEATURES, *(["homeassistant"] if self.settings.homeassistant.discovery else [])],
             config=self.settings.public_dict(),
         )
         self._publisher.set_payload(self._topics.bridge("info"), info)

@@ -303,7 +303,7 @@ class Link:
     def acknowledge(self, _message: Incoming) -> None:
         pass
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, *, clean: bool = True) -> None:
         self.connected = False
 
     def command(self, topic: str, payload: object, *, retain: bool = False) -> None:

@@ -339,7 +339,7 @@ class VirtualLink:
         self._life.effect("acknowledge")
         self._later(self._broker.acknowledged, message.mid)
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, *, clean: bool = True) -> None:
         self._stopping.set()
         self.drop("by us")
 
