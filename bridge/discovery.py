@@ -27,6 +27,8 @@ MENDED_S = 10.0
 "After this long a device that somebody else overwrote is published again; doubling while they go on."
 REPLAYED_S = 5.0
 "A retained birth message this soon after a connection is an old one."
+ASKED_S = 10.0
+"After a refresh this long an empty topic is no deletion: Home Assistant empties one many times, for seconds."
 ANNOUNCED = "announced"
 "In the store: the topics that we have published and not removed."
 
@@ -59,6 +61,8 @@ class Discovery:
         "By topic: the components that are to be removed, with nothing but their platform, as Home Assistant wants it."
         self._overwritten: dict[str, int] = {}
         "How often somebody else published to a topic of ours."
+        self._asked: dict[str, float] = {}
+        "When somebody asked for it last."
         self._connected_at = 0.0
         self._deleted: set[str] = set()
         "By a user, in Home Assistant."
@@ -108,6 +112,7 @@ class Discovery:
         self._deleted.difference_update(topics)
         for topic in topics:
             self._overwritten.pop(topic, None)
+            self._asked[topic] = self._clock.monotonic()
         self._publish_soon(topics)
 
     def takes(self, topic: str) -> bool:
@@ -180,7 +185,9 @@ class Discovery:
         now = self._clock.monotonic()
         if payload in (self._wanted[topic], self._publisher.said(topic)):
             return
-        if not payload:
+        if not payload and now - self._asked.get(topic, -ASKED_S) < ASKED_S:
+            self._publish_soon([topic])
+        elif not payload:
             if topic not in self._deleted:
                 log.info("%s was deleted, as Home Assistant does: cmd/refresh or a restart brings it back", topic)
             self._deleted.add(topic)
