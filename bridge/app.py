@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from bridge import commands, payloads
 from bridge.batch import Batch, Order, Run
 from bridge.board import Board
 from bridge.clock import Clock
 from bridge.commands import Code
-from bridge.discovery import APART_S, Discovery
+from bridge.discovery import APART_S, REPLAYED_S, Discovery
 from bridge.goip import events
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Submitted
@@ -57,6 +59,10 @@ HELD_BYTES = 32 << 20
 "Datagrams, and their bytes, kept in memory while the store can't be written."
 STATE_DELAY_S = 0.1
 "Changes of a line's state within this time are published once."
+ANNOUNCED = "announced"
+"In the store: the topics of discovery documents that the broker may have."
+NAMED_LINES = "lines"
+"In the store: the lines of which something retained may speak."
 SAVE_LINES_S = 600.0
 "Within this time the last keepalive of every line is written down."
 COMMAND_BYTES = 256 << 10
@@ -101,7 +107,8 @@ class Bridge:
         self.board = Board(
             self.run_info, self.instance, settings, store, self.server, self.topics, self.publisher, self.clock
         )
-        self.discovery = Discovery(self.instance, settings, self.topics, self.publisher, store, self.clock)
+        announced = orjson.loads(store.get(ANNOUNCED) or "[]")
+        self.discovery = Discovery(self.instance, settings, self.topics, self.publisher, self.clock, announced)
         self.answers = Answers(store, self.topics)
         self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
@@ -150,6 +157,8 @@ class Bridge:
         self._limiter = Limiter()
         self._mqtt = payloads.MqttInfo(version=None, session_present=False)
         self._connections = 0
+        self._connected_at = now
+        self._own_topics = (self.topics.bridge("availability"), self.topics.bridge("info"))
         self._stall_drops = 0
         self._ticked = now
         "When the regular work was done last."
@@ -164,6 +173,8 @@ class Bridge:
         "Those whose topics are on their way out."
         self._vanished: list[str] = []
         "And those of which only the store knows any more."
+        self._saved: tuple[list[str], list[str]] = [], []
+        "What the store knows of the retained topics: discovery documents, and lines."
         self._strangers = Strangers()
         self._retry: asyncio.TimerHandle | None = None
         self._restore(now)
@@ -254,7 +265,11 @@ class Bridge:
             what = error.strerror
             if error.errno is not None and error.errno > 0:  # else the name is not known
                 what = os.strerror(error.errno)  # `strerror` names the port again
-            raise PortUnusable(f"cannot listen on tcp {wanted.listen}: {what}", "http.listen") from None
+            message = f"cannot listen on tcp {wanted.listen}: {what}"
+            if self.udp is None or not self.udp.inherited:
+                raise PortUnusable(message, "http.listen") from None
+            log.error("%s; going on without status page and metrics, since there are lines to be served", message)
+            return None
 
     def _take_what_waits(self, udp: UdpSocket) -> None:
         """All that gateways sent while nobody listened, at once: nothing leaves that it would have changed."""
@@ -292,7 +307,8 @@ class Bridge:
                 await self.link.disconnect(clean=self.publisher.said_goodbye)
         self._empty_topics(math.inf)
         self.pump()
-        self._commit([], lambda _batch: self.discovery.save())  # and what the broker acknowledged last
+        self._commit([], None)  # what the broker acknowledged last
+        self._save_announced()
 
     async def _hear_outcomes(self) -> None:
         """Begin and submit nothing more; wait for what became of the numbers that gateways have."""
@@ -319,11 +335,12 @@ class Bridge:
     def _restore(self, now: float) -> None:
         """Go on where the last run ended."""
         wall = self.clock.time()
-        for name, memory in list(self.store.lines()):
+        heard = dict(self.store.lines())
+        for name, memory in heard.items():
             if name in self.settings.lines:
                 self.server.restore_line(name, memory)
-            else:
-                self._take_away(name)
+        for name in {*heard, *orjson.loads(self.store.get(NAMED_LINES) or "[]")} - set(self.settings.lines):
+            self._take_away(name)
         for name, proof in self.store.proofs():
             self.server.restore_proof(name, proof)
         timing = self.server.timing
@@ -431,10 +448,37 @@ class Bridge:
             if self.discovery.takes(message.topic):
                 self.discovery.heard(message.topic, message.payload, retain=message.retain)
                 self._acknowledge(message)
+            elif message.topic in self._own_topics:
+                self._heard_of_ourselves(message)
+                self._acknowledge(message)
             else:
                 self._backlog.append(message)
         if not self._taking:
             self._take_commands()
+
+    def _heard_of_ourselves(self, message: Incoming) -> None:
+        """What the broker has of us is not what we said: an old last will, or another bridge at our topics."""
+        now = self.clock.monotonic()
+        if message.topic == self.topics.bridge("availability"):
+            if message.payload == b"offline" and not self._stopping:
+                self.publisher.say_online_again()
+            return
+        try:
+            info = orjson.loads(message.payload)
+            instance, started = str(info["instance"]), str(info["started_at"])
+        except (ValueError, LookupError, TypeError):
+            return
+        retained = now - self._connected_at < REPLAYED_S and started < payloads.timestamp(self.run_info.started)
+        if instance == self.instance or retained:  # by an earlier run, perhaps with another name
+            return
+        count = self._limiter.admit(("rival", instance), now)
+        if count is not None:
+            text = (
+                f"Another bridge, with instance {instance[:32]!r}, uses the same base topic: both carry out every "
+                "command, and SMS go out twice. Stop one of them, or give each its own base_topic:."
+            )
+            log.error("%s", text)
+            self._notices.append({"event_type": "takeover", "message": text, "count": count})
 
     def hand_in(self, message: Incoming) -> None:
         """Take a command from the HTTP listener, as one from the broker."""
@@ -472,9 +516,11 @@ class Bridge:
     def connected(self, *, session_present: bool, version: str) -> None:
         """The broker is there."""
         self._connections += 1
+        self._connected_at = self.clock.monotonic()
         self._mqtt = payloads.MqttInfo(version=version, session_present=session_present)
         self.publisher.connected()
         self.discovery.connected()
+        self._save_announced()
         self._publish_bridge()
         if self._fenced:
             self._fenced = False
@@ -639,6 +685,18 @@ class Bridge:
         for name in sorted(batch.feed):
             self._feed(name)
 
+    def _save_announced(self) -> None:
+        """Write down which retained topics there are, before they are: whoever takes one away later has to know."""
+        announced = self.discovery.announced()
+        lines = sorted({*self.settings.lines, *self._vanishing, *self._emptied})
+
+        def save(_batch: Batch) -> None:
+            self.store.put(ANNOUNCED, orjson.dumps(announced).decode())
+            self.store.put(NAMED_LINES, orjson.dumps(lines).decode())
+
+        if not self._stalled and (announced, lines) != self._saved and self._commit([], save):
+            self._saved = announced, lines
+
     def _acknowledge(self, message: Incoming) -> None:
         if self.link is not None:
             self.link.acknowledge(message)
@@ -802,11 +860,10 @@ class Bridge:
         self._ticked = now
         self.publisher.retry_parked(now)
         self._empty_topics(now)
-        if self.discovery.tick():
+        if not self._stopping and self.discovery.tick():
             self.publisher.refresh(f"{self.topics.base}/")
         if not self._stalled:
-            if self.discovery.unsaved:
-                self._commit([], lambda _batch: self.discovery.save())
+            self._save_announced()
             if now - self._alive >= ALIVE_S:
                 self._save_some_lines()
             if self.publisher.done_count or self.ledger.due(wall, now):
@@ -903,11 +960,13 @@ class Bridge:
         for line in self.settings.lines:
             self._vanishing.pop(line, None)
             self._emptied.discard(line)
+        self._vanished = [line for line in self._vanished if line not in self.settings.lines]
         self.discovery.configure(self.settings)
         self.publisher.retry_parked()
         self._publish_bridge()
         self._feed_all()
-        later = f" These take effect after a restart: {', '.join(fixed)}." if fixed else ""
+        words = [f"{name}.discovery and prefix" if name == "homeassistant" else name for name in fixed]
+        later = f" These take effect after a restart: {', '.join(words)}." if words else ""
         log.log(
             logging.WARNING if fixed else logging.INFO,
             "configuration reloaded: %d lines.%s",
@@ -1092,7 +1151,7 @@ def _link_config(bridge: Bridge, broker: BrokerUrl) -> LinkConfig:
         server_name=mqtt.server_name,
         will=will,
         subscriptions=topics.filters(),
-        replayed=bridge.discovery.filters(),
+        replayed=(*bridge._own_topics, *bridge.discovery.filters()),
         max_incoming_bytes=2 * commands.MAX_PAYLOAD_BYTES,  # a broker drops what is larger without a word
     )
 

@@ -6,6 +6,7 @@ Home Assistant drops most of a device that is published twice within a moment, s
 
 import logging
 import random
+from collections.abc import Iterable
 
 import orjson
 
@@ -14,7 +15,6 @@ from bridge.clock import Clock
 from bridge.homeassistant import documents, is_ours, prefix_of
 from bridge.publisher import Publisher, RetainedState
 from bridge.settings import Settings
-from bridge.store import Store
 from bridge.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -29,20 +29,23 @@ REPLAYED_S = 5.0
 "A retained birth message this soon after a connection is an old one."
 ASKED_S = 10.0
 "After a refresh this long an empty topic is no deletion: Home Assistant empties one many times, for seconds."
-ANNOUNCED = "announced"
-"In the store: the topics that we have published and not removed."
 
 
 class Discovery:
     """One bridge's devices. Does nothing but clean up when discovery is off."""
 
     def __init__(
-        self, instance: str, settings: Settings, topics: Topics, publisher: Publisher, store: Store, clock: Clock
+        self,
+        instance: str,
+        settings: Settings,
+        topics: Topics,
+        publisher: Publisher,
+        clock: Clock,
+        announced: Iterable[str],
     ) -> None:
         self._instance = instance
         self._topics = topics
         self._publisher = publisher
-        self._store = store
         self._clock = clock
         self._prefix = settings.homeassistant.prefix
         self.on = settings.homeassistant.discovery
@@ -70,9 +73,10 @@ class Discovery:
         "When Home Assistant's birth is to be answered."
         self._states_next = False
         "Once all devices are published, Home Assistant is to hear the states."
-        self._saved: set[str] = set(orjson.loads(store.get(ANNOUNCED) or "[]"))
-        self._announced = set(self._saved)
-        "What the broker may have of ours; and what the store knows of that."
+        self._announced = set(announced)
+        "The topics where the broker may have something of ours."
+        self._had = set(announced)
+        "Those where earlier runs had something."
         self.configure(settings)
 
     def filters(self) -> tuple[str, ...]:
@@ -147,7 +151,8 @@ class Discovery:
             elif topic in self._announced:
                 self._last[topic] = now
                 self._publisher.remove(topic)
-        states, self._states_next = self._states_next and not self._due, self._states_next and bool(self._due)
+        waits = bool(self._due) or self._publisher.has_documents
+        states, self._states_next = self._states_next and not waits, self._states_next and waits
         return states
 
     def _publish(self, topic: str) -> None:
@@ -160,23 +165,16 @@ class Discovery:
         self._publisher.forget(topic)  # it is published although it may say what it said
         self._publisher.set_state(RetainedState(topic, document, None, None, document=True))
 
-    @property
-    def unsaved(self) -> bool:
-        """The store does not know what is announced."""
-        return self._present() != self._saved
-
-    def save(self) -> None:
-        """Inside a transaction: remember what is announced, so that another configuration can remove it."""
-        self._announced = self._present()
-        self._saved = set(self._announced)
-        self._store.put(ANNOUNCED, orjson.dumps(sorted(self._saved)).decode())
-
-    def _present(self) -> set[str]:
-        return {topic for topic in self._announced if self._may_be_there(topic)}
+    def announced(self) -> list[str]:
+        """All topics where the broker may have something of ours: for another configuration to remove."""
+        self._announced = {topic for topic in self._announced if self._may_be_there(topic)}
+        return sorted(self._announced)
 
     def _may_be_there(self, topic: str) -> bool:
         """The broker may have something of ours there."""
-        if topic in self._deleted or self._publisher.is_refused(topic):
+        if topic in self._deleted:
+            return False
+        if self._publisher.is_refused(topic) and topic not in self._had | self._publisher.accepted:
             return False
         return topic in self._wanted or topic in self._due or self._publisher.said(topic) is not None
 

@@ -162,6 +162,7 @@ def examine_host(settings: Settings, report: Report) -> None:
         report.note(what, text)
     running = _examine_store(settings.store.path, report)
     _examine_udp(settings, report, running=running)
+    _examine_http(settings, report, running=running)
     _examine_buffer(report)
     if settings.mqtt.url is None:
         _examine_embedded(report)
@@ -255,6 +256,29 @@ def _examine_udp(settings: Settings, report: Report, *, running: bool) -> None:
             report.problem(what, f"a bridge runs, but not on UDP {udp.listen}", advice)
         else:
             report.ok(what, f"UDP {udp.listen} is free")
+
+
+def _examine_http(settings: Settings, report: Report, *, running: bool) -> None:
+    what, http = "http.listen", settings.http
+    if http.host is None or http.port is None:
+        return
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    try:
+        socket.create_server((http.host, http.port), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and running:
+            report.ok(what, f"TCP {http.listen} is in use, as it should be while the bridge runs")
+        elif error.errno == errno.EADDRINUSE:
+            advice = f"Stop it, or choose another port: ss -tlpn | grep {http.port}"
+            report.problem(what, f"TCP {http.listen} is in use by another program", advice)
+        else:
+            advice = "Use 127.0.0.1, or 0.0.0.0 for all addresses of this machine, and a port above 1023"
+            report.problem(what, f"cannot listen on TCP {http.listen}", advice)
+    else:
+        if running:
+            report.note(what, f"a bridge runs, but not on TCP {http.listen}", "It takes effect after a restart")
+        else:
+            report.ok(what, f"TCP {http.listen} is free")
 
 
 def _examine_buffer(report: Report) -> None:

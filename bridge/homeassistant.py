@@ -92,11 +92,16 @@ def notify_keys(names: Iterable[str]) -> dict[str, str]:
 
 def override_faults(settings: "Settings") -> Iterator[tuple[str, str]]:
     """Overrides that name no component, or what can't be changed: the key, and what is wrong with it."""
-    notify = notify_keys([*settings.contacts, *settings.groups]).values()
+    notify = list(notify_keys([*settings.contacts, *settings.groups]).values())
     known = {*_LINE_KEYS, *_GATEWAY_KEYS, *_BRIDGE_KEYS, *notify}
     for key, changes in settings.homeassistant.overrides.items():
         if key not in known:
             near = [name for name in sorted(known) if name.startswith(key[:4]) or key in name]
+            if key.startswith("notify_"):
+                near = [name for name in near if name.startswith("notify_")]
+                hint = f"; there is one for each group and contact: {', '.join(sorted(notify)) or 'none'}"
+                yield key, f"there is no entity of this key{hint}"
+                continue
             hint = f"; did you mean {' or '.join(near[:3])}?" if near else f"; there are {', '.join(sorted(known))}"
             yield key, f"there is no entity of this key{hint}"
         elif fixed := [name for name in FIXED if changes is not None and name in changes]:

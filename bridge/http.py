@@ -26,8 +26,8 @@ from bridge import metrics, status
 from bridge.app import Bridge
 from bridge.commands import Code
 from bridge.mqtt import Incoming
+from bridge.numbers import mask
 from bridge.payloads import stamped
-from bridge.topics import CommandTopic
 
 log = logging.getLogger(__name__)
 _silence = logging.getLogger(f"{__name__}.aiohttp")
@@ -144,7 +144,7 @@ class HttpListener:
 
     @web.middleware
     async def _limits(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = _host(request)
+        host = _host(request).encode(errors="replace").decode()
         if request.path in ("/", "/status.json", "/events", "/send") and not _is_familiar(host):
             return _problem(
                 403, f"{host} is not a name of this machine that is known here: use its IP address or host name"
@@ -158,6 +158,8 @@ class HttpListener:
             raise
         except web.HTTPException:
             raise
+        except web.RequestPayloadError:
+            return _problem(400, "the body is not what its headers say")
         except Exception:
             log.exception("%s could not be answered; this is a fault of the bridge, please report it", request.path)
             return _problem(500, "a fault in the bridge; its log says more", "internal")
@@ -222,7 +224,8 @@ class HttpListener:
             return _problem(415, "the content type should be application/json")
         try:
             asked = orjson.loads(await request.read())
-        except orjson.JSONDecodeError:
+            orjson.dumps(asked)  # what is nested too deep can be read, but not written
+        except (orjson.JSONDecodeError, TypeError):
             return _problem(400, "the body is not JSON", "invalid_json")
         if not isinstance(asked, dict) or set(asked) - {"id"} != {"line", "to", "text"}:
             return _problem(400, "the body should be an object with line, to and text", "invalid_payload")
@@ -230,10 +233,11 @@ class HttpListener:
         if not isinstance(id, str) or not _ID.fullmatch(id):
             return _problem(400, "id: should be 1 to 64 letters, digits, - and _", "invalid_payload")
         line = asked.pop("line")
+        if not isinstance(line, str) or line not in self._bridge.settings.lines:
+            # Not by the command: its result would be published, on a topic of anybody's choice.
+            return _problem(404, "line: there is no such line in the configuration", "unknown_line")
         topics = self._bridge.topics
-        topic = topics.command(str(line), "sms")
-        if topics.parse_command(topic) != CommandTopic(line, "sms"):
-            return _problem(400, "line: should be the id of a line", "invalid_payload")
+        topic = topics.command(line, "sms")
         key = topics.result(line, "sms"), id
         if key in self._recent.awaited:
             return _problem(409, "a command with this id waits for its result", "busy")
@@ -244,9 +248,11 @@ class HttpListener:
         body = await self._result(key, topic, orjson.dumps(asked | {"id": id}))
         if body is None:
             return _problem(503, "the command could not be stored in time, and was not carried out", "storage")
-        code = orjson.loads(body)["code"]
-        answer = stamped(body, self._bridge.clock.time())
-        return web.Response(body=answer, status=_STATUS.get(code, 400), headers=_headers("application/json"))
+        result = orjson.loads(body)
+        for message in result["data"].get("msgs", []):
+            message["to"] = mask(message["to"])  # a contact's number is not for those who know its name
+        answer = stamped(orjson.dumps(result), self._bridge.clock.time())
+        return web.Response(body=answer, status=_STATUS.get(result["code"], 400), headers=_headers("application/json"))
 
     async def _result(self, key: tuple[str, str], topic: str, payload: bytes) -> bytes | None:
         """What a command was answered; None, and it is withdrawn, when it was not taken in time."""
@@ -259,6 +265,8 @@ class HttpListener:
                 body: bytes = await result
                 return body
         except TimeoutError:
+            if result.done() and not result.cancelled():
+                return bytes(result.result())
             self._bridge.withdraw(message)
             return None
         finally:
@@ -360,7 +368,9 @@ def _is_familiar(host: str) -> bool:
     """Whether this name can only mean this machine. A page of a stranger's domain could have its name lead here, and
     read what browsers would otherwise not let it read (DNS rebinding).
     """
-    name = urlsplit(f"//{host}").hostname if host else None
+    name = None
+    with contextlib.suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname if host else None
     if not name:
         return False
     with contextlib.suppress(ValueError):
@@ -377,6 +387,9 @@ def _foreign(request: web.Request) -> str | None:
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
         return None if site in ("same-origin", "none") else "this request comes from a page of another site"
-    if origin is not None and urlsplit(origin).netloc != _host(request):
-        return "this request comes from a page of another site"
-    return None
+    if origin is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if urlsplit(origin).netloc == _host(request):
+            return None
+    return "this request comes from a page of another site"

@@ -77,6 +77,8 @@ class Publisher:
         self._to_send: dict[str, None] = {}
         self._documents: dict[str, None] = {}
         "Documents to be sent."
+        self.accepted: set[str] = set()
+        "Topics of documents that the broker took in this run."
         self._documents_in_flight = 0
         self._documents_closed = 0
         "Connections in a row that ended with a document in flight."
@@ -113,6 +115,8 @@ class Publisher:
         known = self._states.get(state.topic)
         if known is None or known.body != state.body:
             self._states[state.topic] = state
+            if not state.body:
+                self._parked.pop(state.topic, None)  # what was refused is no longer wanted
             if state.topic not in self._parked:
                 self._queue(state)
 
@@ -174,10 +178,13 @@ class Publisher:
             if isinstance(item, RetainedState):
                 self._documents_in_flight -= item.document
             if code >= REFUSED and not self._is_courtesy(item):
-                self._park(item, now)
+                if isinstance(item, OutboxRow) or item is self._birth or item.topic in self._states:
+                    self._park(item, now)
                 notable.append((item, code))
                 continue
             self.acked += 1
+            if isinstance(item, RetainedState) and item.document:
+                self.accepted.add(item.topic)
             if isinstance(item, OutboxRow):
                 self._done.append(item.n)
                 self._delays.pop(item.n, None)
@@ -204,6 +211,10 @@ class Publisher:
                 self._queue(self._states[item.topic])
         if rows:
             self._facts = deque(sorted([*rows, *self._facts], key=lambda row: row.n))
+
+    def say_online_again(self) -> None:
+        """Somebody else said that the bridge is offline."""
+        self._born = False
 
     def say_goodbye(self) -> None:
         """From now on the bridge is offline; said after all states, as the birth message was, and without documents."""
@@ -265,6 +276,11 @@ class Publisher:
         if self._facts:
             rows.append(self._facts[0])
         return min((row.at for row in rows), default=self._oldest if self._more else None)
+
+    @property
+    def has_documents(self) -> bool:
+        """Documents wait, or are on their way."""
+        return bool(self._documents or self._documents_in_flight)
 
     @property
     def said_goodbye(self) -> bool:

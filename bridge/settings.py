@@ -140,7 +140,7 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 def _split_listen(value: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", value)
     if match is None or int(match[3]) > 65535:
-        raise ValueError("must be host:port, such as 0.0.0.0:44444 or [::]:44444")
+        raise ValueError("must be host:port, such as 127.0.0.1:8080, 0.0.0.0:44444 or [::]:44444")
     return match[1] or match[2], int(match[3])
 
 
@@ -617,6 +617,8 @@ class Settings(_Section, BaseSettings):
         if self.homeassistant.discovery and named > homeassistant.MAX_NOTIFY:
             first = f"the first {homeassistant.MAX_NOTIFY} of {named} groups and contacts"
             notes.append(f"homeassistant: {first} get notify entities, the others none; @name works for all")
+        if self.http.send and self.http.listen is None:
+            notes.append("http.send: needs http.listen; there is no status page without it")
         if self.pools:
             notes.append("pools: this version checks them, but commands can't use them")
         return notes

@@ -34,7 +34,7 @@ STUCK_S = 10.0
 "Regular work is done every second; without it for so long the process is not alive."
 SLICE = 100
 "Lines described at once; between slices datagrams get their turn."
-_LONG_NUMBER = re.compile(r"\+?\d{7,}")
+_LONG_NUMBER = re.compile(r"\+?\d(?:[ /()-]{0,2}\d){6,}")
 
 Check = dict[str, Any]
 "`ok` and `reason`."
@@ -124,7 +124,7 @@ def public_fact(base: str, topic: str, kind: str, body: bytes) -> bytes:
         "topic": topic,
         "line": target if kind != "bridge_event" else _scrubbed(said.get("line")),
         "kind": kind,
-        "event_type": said["event_type"],
+        "event_type": _scrubbed(said["event_type"]),
     }
     return orjson.dumps(fact | _details(kind, said))
 

@@ -182,3 +182,32 @@ async def test_without_a_url_an_embedded_broker_is_started(tmp_path: Path) -> No
                 await line.ask(line.event("RECEIVE", "srcnum:1;msg:x"))
                 await watcher.until("goip/goip1/sms/in")
     assert sys.platform != "linux" or bridge.log.count("Traceback") == 0
+
+
+async def test_another_bridge_at_our_base_topic_is_told_and_its_farewell_mended(tmp_path: Path) -> None:
+    """With an instance of its own the broker does not keep it out, and both carry out every command."""
+    async with own_broker(tmp_path / "broker") as mosquitto:
+        broker = as_broker(mosquitto)
+        first, second = tmp_path / "first", tmp_path / "second"
+        first.mkdir()
+        second.mkdir()
+        async with watching(broker, "goip/#") as watcher, running(first, bridge_config(broker, "goip")) as bridge:
+            await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"online")
+            other = bridge_config(broker, "goip") | {"instance": "other"}
+            async with running(second, other) as rival:
+                told = await watcher.until("goip/bridge/event", lambda seen: seen.json["event_type"] == "takeover")
+                assert "instance 'other'" in told.json["message"]
+                assert await rival.stop() == 0
+            await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"offline")
+            offline = [seen.payload for seen in watcher.on("goip/bridge/availability")].index(b"offline")
+            await watcher.until(
+                "goip/bridge/availability",
+                lambda seen: seen.payload == b"online",
+                count=watcher_count(watcher, offline) + 1,
+            )
+            assert "uses the same base topic" in bridge.log
+
+
+def watcher_count(watcher: Watcher, before: int) -> int:
+    """How often the bridge was online before that."""
+    return [seen.payload for seen in watcher.on("goip/bridge/availability")][:before].count(b"online")

@@ -133,8 +133,7 @@ async def test_home_assistants_birth_is_answered_with_everything(tmp_path: Path)
         began = time.monotonic()
         await watcher.publish("homeassistant/status", "online")
         await watcher.until("goip/bridge/info", count=states + 1)
-        await watcher.until(topic("goip1"), count=2)
-        assert devices(watcher)[before:] == OBJECT_IDS
+        assert devices(watcher)[before:] == OBJECT_IDS, "before the states"
         assert time.monotonic() - began >= 1.0, "not at once"
 
 
@@ -196,6 +195,28 @@ async def test_what_was_removed_while_the_bridge_was_down_is_cleaned_up(tmp_path
             for where in strangers:
                 await late.until(where)
         assert not kept & {topic("goip1"), topic("gateway_rack1"), topic("long_gone")}
+
+
+async def test_a_line_that_was_never_heard_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (mosquitto, bridge, watcher):
+        await watcher.until("goip/goip1/stats")
+        await bridge.stop()
+        bridge.config["lines"] = {"Goip-2": LINES["Goip-2"]}
+        await bridge.start()
+        await watcher.until("goip/goip1/stats", lambda seen: seen.payload == b"")
+        await bridge.stop()
+        async with watching(as_broker(mosquitto), DEVICES, "goip/#") as late:
+            await late.until(topic("goip_2"))
+            assert not [seen.topic for seen in late.seen if "goip1" in seen.topic]
+
+
+async def test_after_kill_9_devices_are_known_to_be_there(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        await bridge.kill()  # within the first second
+        bridge.config["homeassistant"] = {"discovery": False}
+        await bridge.start()
+        for object_id in OBJECT_IDS:
+            await watcher.until(f"homeassistant/device/{object_id}/config", lambda seen: seen.payload == b"")
 
 
 async def test_switched_off_the_devices_go(tmp_path: Path) -> None:

@@ -282,3 +282,10 @@ async def test_health_falls_back_to_mqtt_3_where_the_broker_knows_no_5(tmp_path)
         )  # fmt: skip
         _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")
+
+
+def test_a_tcp_port_of_another_program_is_a_problem(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        found = problem_texts(examine(tmp_path, http={"listen": listen}))
+        assert f"http.listen: TCP {listen} is in use by another program" in found

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 from test_disk import fill, small_disk
+from test_supervisor import signal_and_wait
 
 from bridge import __version__, http, metrics, status
 from bridge.batch import Batch, Run
@@ -405,7 +407,7 @@ def test_a_listener_that_others_can_reach_is_noted() -> None:
     assert "everybody who reaches 0.0.0.0:8080" in notes(listen="0.0.0.0:8080")
     assert "send SMS" not in notes(listen="0.0.0.0:8080")
     assert "send SMS" in notes(listen="pi.example:8080", send=True)
-    assert notes(send=True) == ""
+    assert notes(send=True) == "http.send: needs http.listen; there is no status page without it"
 
 
 # -- sending ------------------------------------------------------------------------------------------------------
@@ -427,12 +429,46 @@ async def test_an_sms_is_sent_by_the_same_command_as_over_mqtt(tmp_path: Path) -
         refused = {
             "invalid_payload": (400, sms(to="nobody")),
             "unknown_line": (404, sms(line="goip9")),
-            "not_supported": (501, sms(line="any")),
         }
         for word, (expected, body) in refused.items():
             code, result = await client.post(body)
             assert (code, result["code"]) == (expected, word), result
         assert [record["text"] for record in simulator.radio if record["what"] == "submit"] == ["Grüße 1", "once"]
+
+
+async def test_what_is_sent_to_a_name_does_not_tell_its_number(tmp_path: Path) -> None:
+    people = {"contacts": {"anna": NUMBER, "ben": NUMBER[:-1]}, "groups": {"family": ["anna", "ben"]}}
+    async with served(tmp_path, http={"send": True}, **people) as (_, client):
+        for name in ("@anna", "@family"):
+            code, result = await client.post(sms(to=name))
+            assert (code, result["code"]) == (200, "ok")
+            assert result["data"]["msgs"]
+            assert NUMBER[:-3] not in json.dumps(result)
+
+
+async def test_strangers_lines_cost_nothing(tmp_path: Path) -> None:
+    """Neither a result nor a topic is made of what somebody calls a line."""
+    async with served(tmp_path, http={"send": True}) as (bridge, client):
+        for line in ("goip9", "any", "bridge", "pool/a", "goip1/cmd", "+", None, ["goip1"], "x" * 50_000):
+            code, answer = await client.post(sms(line=line))
+            assert (code, answer["code"]) == (404, "unknown_line"), line
+        status = await client.until_status(lambda found: True)
+        assert status["bridge"]["outbox"]["count"] == 0
+        assert "fault of the bridge" not in bridge.log
+
+
+async def test_lines_are_served_when_the_port_is_gone_after_a_crash(tmp_path: Path) -> None:
+    async with served(tmp_path) as (bridge, client):
+        with raw_line(bridge.udp_port) as line:
+            await line.register()
+            assert bridge.process is not None
+            signal_and_wait(bridge.process.pid, signal.SIGSTOP, "T")
+            signal_and_wait(bridge.worker_pid, signal.SIGKILL, "Z")
+            with socket.create_server(("127.0.0.1", client.port)):
+                bridge.process.send_signal(signal.SIGCONT)
+                await line.register()
+                await bridge.logged("going on without status page and metrics")
+                assert "starting it again in" not in bridge.log
 
 
 async def test_other_sites_and_odd_requests_send_nothing(tmp_path: Path) -> None:
@@ -446,6 +482,8 @@ async def test_other_sites_and_odd_requests_send_nothing(tmp_path: Path) -> None
             (403, {"Origin": "http://evil.example"}),
             (403, {"Origin": "null"}),
             (403, {"Origin": "http://127.0.0.1:1"}),
+            (403, {"Origin": "http://["}),
+            (403, {"Host": "[abc"}),
             (403, {"Host": "evil.example"}),
             (403, {"Host": f"evil.example:{client.port}", "Sec_Fetch_Site": "same-origin"}),
             (415, {"Content_Type": "text/plain"}),
@@ -464,8 +502,7 @@ async def test_other_sites_and_odd_requests_send_nothing(tmp_path: Path) -> None
             sms(priority=9),
             {"line": "goip1"},
             sms(line=None),
-            sms(line="goip1/cmd"),
-            sms(line="+"),
+            b'{"line": "goip1", "text": "x", "to": ' + b"[" * 1000 + b"]" * 1000 + b"}",
         ]
         for body in bodies:
             code, answer = await client.post(body)
