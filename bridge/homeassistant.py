@@ -92,22 +92,22 @@ def notify_keys(names: Iterable[str]) -> dict[str, str]:
 
 def override_faults(settings: "Settings") -> Iterator[tuple[str, str]]:
     """Overrides that name no component, or what can't be changed: the key, and what is wrong with it."""
-    notify = list(notify_keys([*settings.contacts, *settings.groups]).values())
-    known = {*_LINE_KEYS, *_GATEWAY_KEYS, *_BRIDGE_KEYS, *notify}
+    notify = set(notify_keys([*settings.contacts, *settings.groups]).values())
+    fixed_keys = {*_LINE_KEYS, *_GATEWAY_KEYS, *_BRIDGE_KEYS}
     for key, changes in settings.homeassistant.overrides.items():
-        if key not in known:
-            near = [name for name in sorted(known) if name.startswith(key[:4]) or key in name]
-            if key.startswith("notify_"):
-                near = [name for name in near if name.startswith("notify_")]
-                hint = f"; there is one for each group and contact: {', '.join(sorted(notify)) or 'none'}"
-                yield key, f"there is no entity of this key{hint}"
-                continue
-            hint = f"; did you mean {' or '.join(near[:3])}?" if near else f"; there are {', '.join(sorted(known))}"
-            yield key, f"there is no entity of this key{hint}"
+        if key not in fixed_keys | notify:
+            yield key, f"there is no entity of this key; {_hint(key, sorted(fixed_keys | notify), sorted(notify))}"
         elif fixed := [name for name in FIXED if changes is not None and name in changes]:
             yield key, f"{fixed[0]} can't be changed; Home Assistant knows the entity by it"
         elif not _is_json(changes):
             yield key, "holds an integer beyond 64 bits, or half a character: it can't be written as JSON"
+
+
+def _hint(key: str, known: list[str], notify: list[str]) -> str:
+    if key.startswith("notify_"):
+        return f"there is one for each group and contact: {', '.join(notify) or 'none'}"
+    near = [name for name in known if name.startswith(key[:4]) or key in name]
+    return f"did you mean {' or '.join(near[:3])}?" if near else f"there are {', '.join(known)}"
 
 
 def _is_json(value: object) -> bool:
