@@ -476,6 +476,20 @@ def test_a_network_that_doubles_datagrams_is_counted_apart() -> None:
     assert story.broken() == ["I3"]
 
 
+def test_the_second_copy_of_one_send_may_succeed_where_the_first_failed() -> None:
+    story = Story(goip1=False).ordinary()
+    story.history.lines["goip1"] = Line(id="goip1", qualified=False, network_duplicates=True)
+    msg = story.accept("copied", "807", "copied")
+    story.delivery(msg, "copied", "807", "sending")
+    story.history.left.append(Left(at=story.now, line="goip1", data=b"SEND 100 1 807\n"))
+    story.submit("807", "copied", result="error")
+    story.submit("807", "copied")
+    story.delivery(msg, "copied", "807", "failed", error={"code": 28, "ambiguous": False})
+    assert story.broken() == []
+    story.history.left.append(Left(at=story.now, line="goip1", data=b"SEND 100 1 807\n"))
+    assert story.broken() == ["I4"], "this one was repeated by us"
+
+
 def lost_by_the_broker(story: Story) -> None:
     """A fact that the broker acknowledged and forgot: its number is missing, and its neighbours came."""
     story.receive(21, "+48", "before")

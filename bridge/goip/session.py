@@ -60,16 +60,21 @@ class Outcomes:
     "Numbers submitted whose outcome is not known yet, by telid: late answers are matched with it."
     sms_nos: dict[int, int] = field(default_factory=dict)
     "What the box called the SMS it sent, by telid."
+    kinds: dict[int, type] = field(default_factory=dict)
+    "Whether it said OK or ERROR first, by telid."
     repeated: set[int] = field(default_factory=set)
     "The telids whose SEND left again, on firmware that may send twice: an error may be that of the second SMS."
-    doubled: bool = False
-    "The box sent one SMS twice: one telid got two sms_nos (§4.6)."
+    doubled: str = ""
+    "How it showed that the box submitted one SMS twice (§4.6); empty when it did not."
 
     def settle(self, message: wire.SubmitOk | wire.SubmitError, out: list[events.Event]) -> bool:
         """Match an outcome with its number; false for one that is not awaited (a repeated push, §4.1)."""
         recipient = self.open.pop(message.telid, None)
-        if isinstance(message, wire.SubmitOk) and message.sms_no is not None:
-            self.doubled |= self.sms_nos.setdefault(message.telid, message.sms_no) != message.sms_no
+        if self.kinds.setdefault(message.telid, type(message)) is not type(message):
+            self.doubled = "two outcomes: OK and ERROR"
+        elif isinstance(message, wire.SubmitOk) and message.sms_no is not None:
+            if self.sms_nos.setdefault(message.telid, message.sms_no) != message.sms_no:
+                self.doubled = "two sms_nos"
         match message:
             case _ if recipient is None:
                 return False

@@ -151,6 +151,15 @@ def test_sms_with_two_numbers_was_sent_twice():
     assert bench.told(events.RepeatUnsafe) == []
 
 
+def test_sms_that_failed_and_was_sent_was_tried_twice():
+    bench = Bench(repeat_safe=True)
+    bench.submit("+491", "+492")
+    bench.tell(f"ERROR {SENDID} 1 errorstatus:28", f"ERROR {SENDID} 1 errorstatus:28")
+    assert bench.told(events.RepeatUnsafe) == []
+    bench.tell(f"OK {SENDID} 1 8")
+    assert bench.told(events.RepeatUnsafe) == [events.RepeatUnsafe("goip1", "")]
+
+
 def test_second_number_after_the_session_counts_as_well():
     bench = Bench()
     bench.submit()

@@ -539,6 +539,8 @@ class Simulation:
             pass
 
     def _quiet(self) -> bool:
+        if not self.broker.up or self.disk.failing:
+            return False
         asked = {command.id for command in self.commands if command.id is not None}
         done = asked <= self.results and len(self.open_sms) >= self.expected
         return done and all(state in checker.FINAL for state in self.open_sms.values())
