@@ -24,7 +24,7 @@ import orjson
 from bridge import commands, payloads
 from bridge.batch import Batch, Order, Run
 from bridge.board import Board
-from bridge.clock import Clock
+from bridge.clock import Clock, SteadyTime
 from bridge.commands import Code
 from bridge.discovery import APART_S, REPLAYED_S, Discovery
 from bridge.goip import events
@@ -36,6 +36,7 @@ from bridge.goip.timing import Timing
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
 from bridge.ledger import Ledger
 from bridge.limits import Gate, Limiter, Tokens
+from bridge.moves import Moves
 from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
@@ -70,6 +71,8 @@ COMMAND_BYTES = 256 << 10
 DROPS_LOGGED = 30
 "Dropped datagrams that are logged in a minute: one for each host, and no more in all."
 DROPS_DEBUGGED_PER_S = 20.0
+STEADY = "steady"
+"In the store: what `bridge.clock.SteadyTime` goes on from."
 ALIVE_S = 10.0
 "How often the store is told that we are alive."
 GIVES_UP_S = 12.0
@@ -96,7 +99,8 @@ class Bridge:
         self.clock = clock or Clock()
         self.settings = settings
         self.store = store
-        self.run_info = Run(self.clock.time())
+        self.steady = SteadyTime(self.clock, store.get(STEADY), store.last_sms())
+        self.run_info = Run(self.clock.time(), self.steady.time())
         self.topics = Topics(settings.base_topic)
         self.instance = settings.instance or _kept_instance(store)
         self._reload_settings = reload
@@ -105,7 +109,15 @@ class Bridge:
         self.server = SmsServer(_line_configs(settings), _timing(settings), next_sendid=first, now=now)
         self.publisher = Publisher(store, self.clock.time, self.topics)
         self.board = Board(
-            self.run_info, self.instance, settings, store, self.server, self.topics, self.publisher, self.clock
+            self.run_info,
+            self.instance,
+            settings,
+            store,
+            self.server,
+            self.topics,
+            self.publisher,
+            self.clock,
+            self.steady,
         )
         announced = orjson.loads(store.get(ANNOUNCED) or "[]")
         self.discovery = Discovery(self.instance, settings, self.topics, self.publisher, self.clock, announced)
@@ -162,6 +174,8 @@ class Bridge:
         self._stall_drops = 0
         self._ticked = now
         "When the regular work was done last."
+        self._asleep = self.clock.boottime() - now
+        "How long the machine slept since its start."
         self._lag = 0.0
         self._lag_before = 0.0
         "The longest time that the program could not react: in this minute, and in the one before."
@@ -176,6 +190,7 @@ class Bridge:
         self._saved: tuple[list[str], list[str]] = [], []
         "What the store knows of the retained topics: discovery documents, and lines."
         self._strangers = Strangers()
+        self._moves = Moves()
         self._retry: asyncio.TimerHandle | None = None
         self._restore(now)
 
@@ -334,7 +349,7 @@ class Bridge:
 
     def _restore(self, now: float) -> None:
         """Go on where the last run ended."""
-        wall = self.clock.time()
+        at = self.steady.time()
         heard = dict(self.store.lines())
         for name, memory in heard.items():
             if name in self.settings.lines:
@@ -344,18 +359,18 @@ class Bridge:
         for name, proof in self.store.proofs():
             self.server.restore_proof(name, proof)
         timing = self.server.timing
-        for key, line, at in self.store.repeats(wall - timing.repeats):
-            self.server.restore_repeat(line, key, now - max(0.0, wall - at))
-        batch = Batch(self.run_info, wall)
+        for key, line, seen in self.store.repeats(at - timing.repeats):
+            self.server.restore_repeat(line, key, now - max(0.0, at - seen))
+        batch = self._batch()
         self._alive_before = self.store.get("alive") or 0.0
-        self.server.deaf = now - max(0.0, wall - self._alive_before), now
+        self.server.deaf = now - max(0.0, at - self._alive_before), now
         self._drops_before = self.store.get("drops") or 0
         self._socket_before = self.store.get("socket")
         hold_until = self.store.get("hold_until") or 0.0
         if self.store.restored:
-            hold_until = wall + self.settings.timing.restored_hold_s
-        if wall < hold_until <= wall + self.settings.timing.restored_hold_s:  # else the clock was set
-            self.server.hold(now + hold_until - wall)
+            hold_until = at + self.settings.timing.restored_hold_s
+        if at < hold_until <= at + self.settings.timing.restored_hold_s:  # else it is of another machine
+            self.server.hold(now + hold_until - at)
         with self.store.transaction():
             if self.store.restored:
                 self.store.put("hold_until", hold_until)
@@ -365,35 +380,35 @@ class Bridge:
                 self.answers.give(batch, command, "gateway_timeout", message, {})
             self._write(batch, [])
         self._take_effect(batch)
-        for row in [*self.store.in_state("sending"), *self.store.in_state("unknown", since=wall - timing.evidence)]:
-            if submitted := self._submitted(row, now, wall):
+        for row in [*self.store.in_state("sending"), *self.store.in_state("unknown", since=at - timing.evidence)]:
+            if submitted := self._submitted(row, now, at):
                 self.server.restore_session(row.line, submitted, now)
 
-    def _submitted(self, row: SmsRow, now: float, wall: float) -> Submitted | None:
+    def _submitted(self, row: SmsRow, now: float, at: float) -> Submitted | None:
         if row.sendid is None or row.telid is None:
             return None
-        at = now - max(0.0, wall - row.changed)
-        heard = now - max(0.0, wall - max(row.changed, self._alive_before))
-        expires = None if row.expires is None else now + row.expires - wall
-        return Submitted(row.sendid, row.telid, Recipient(row.n, row.number, expires=expires), at, heard)
+        began = now - max(0.0, at - row.changed)
+        heard = now - max(0.0, at - max(row.changed, self._alive_before))
+        expires = None if row.expires is None else now + row.expires - at
+        return Submitted(row.sendid, row.telid, Recipient(row.n, row.number, expires=expires), began, heard)
 
     def _go_on(self) -> None:
         """Once everything that waited in the socket was read: ask what became of the SMS that were under way."""
         self._going_on = True
         self._tell_gap()
-        now, wall = self.clock.monotonic(), self.clock.time()
+        now, at = self.clock.monotonic(), self.steady.time()
         for row in self.store.in_state("sending"):
             later = any(
                 (other.sendid or 0) > (row.sendid or 0) for other in self.store.submitted(row.line, row.changed)
             )
-            if not later and (submitted := self._submitted(row, now, wall)):  # else it would be sent out of its turn
+            if not later and (submitted := self._submitted(row, now, at)):  # else it would be sent out of its turn
                 self.server.resume_session(row.line, submitted, now)
         self._feed_all()
 
     def _tell_gap(self) -> None:
         """Say when nobody listened: what gateways offered in that time may be lost."""
-        alive, wall = self._alive_before, self.clock.time()
-        if not alive or wall - alive < GIVES_UP_S:
+        alive, at = self._alive_before, self.steady.time()
+        if not alive or at - alive < GIVES_UP_S:
             return
         held = self.udp is not None and self.udp.inherited and self.udp.identity == self._socket_before
         dropped = self.udp.kernel_drops - self._drops_before if held and self.udp is not None else None
@@ -405,8 +420,8 @@ class Bridge:
                 "event_type": "outage_gap",
                 "message": f"The bridge was not running.{kept} A gateway offers an SMS for about 12 s: what came in "
                 "this time may be found only on the gateways' own inbox pages.",
-                "from_": payloads.timestamp(alive),
-                "to": payloads.timestamp(wall),
+                "from_": payloads.timestamp(self.steady.told(alive)),
+                "to": payloads.timestamp(self.clock.time()),
             }
         )
 
@@ -528,18 +543,16 @@ class Bridge:
             self.pump()
         self._drain(self.clock.monotonic())
 
-    def disconnected(self, reason: str) -> None:
-        """The broker is gone."""
+    def disconnected(self, reason: str) -> bool:
+        """The broker is gone; true when that was its answer to one publication."""
         log.debug("the broker is gone: %s", reason)
-        if self.publisher.disconnected(self.clock.monotonic()):
-            log.error(
-                "the broker closed the connection twice in a row while a discovery document was on its way: none is "
-                "sent for some minutes. Allow %s/device/+/config in its ACL and packets of that size, or set "
-                "homeassistant.discovery: false",
-                self.settings.homeassistant.prefix,
-            )
+        now = self.clock.monotonic()
+        closer = self.publisher.disconnected(now)
+        if closer is not None and self.publisher.is_refused(closer.topic) and not self._stopping:
+            self._tell_refused([(closer, None)], now)
         if self._handed_over is not None:
             self._handed_over.set()
+        return closer is not None
 
     def takeover(self) -> None:
         """Another client has our client id: it may be another bridge, that sends what we would send."""
@@ -581,12 +594,14 @@ class Bridge:
         for event in self.server.take_events():
             if not isinstance(event, events.Unauthenticated):
                 self._events.append(event)
+                if isinstance(event, events.LineMoved) and (moved := self._moves.notice(event, self.settings, now)):
+                    self._notices.append(moved)
             elif notice := self._strangers.notice(event, self.settings, now):
                 self._notices.append(notice)
 
     def _commit(self, happened: list[events.Event], also: Callable[[Batch], None] | None) -> bool:
         """One transaction for all that happened; false when the store can't be written, and everything is kept."""
-        batch = Batch(self.run_info, self.clock.time())
+        batch = self._batch()
         done = self.publisher.take_done()
         try:
             with self.store.transaction():
@@ -626,6 +641,9 @@ class Bridge:
         self._take_effect(batch)
         return True
 
+    def _batch(self) -> Batch:
+        return Batch(self.run_info, self.steady.time(), self.clock.time())
+
     def _take(self, message: Incoming, batch: Batch) -> None:
         """A fault of ours must not become a command that comes again and again: it is answered, the rest goes on."""
         try:
@@ -639,7 +657,7 @@ class Bridge:
         """The rows that every batch has."""
         if batch.repeats:
             self.store.add_repeats(batch.repeats)
-        day = payloads.timestamp(batch.at)[:10]
+        day = payloads.timestamp(batch.wall)[:10]
         for line, counts in batch.traffic.items():
             self.store.count(line, day, counts)
         if done:
@@ -649,6 +667,7 @@ class Bridge:
         if now - self._alive >= ALIVE_S:
             batch.alive = now
             self.store.put("alive", batch.at)
+            self.store.put(STEADY, self.steady.saved())
             if self.udp is not None:
                 self.store.put("drops", self.udp.kernel_drops)
                 self.store.put("socket", self.udp.identity)
@@ -747,15 +766,16 @@ class Bridge:
         line = self.server.line(name)
         if line is None or not line.ready or self._stopping or self._fenced or not self._going_on:
             return
-        rows = self.store.queued(name, SESSION_RECIPIENTS)
+        now, at, steady = self.clock.monotonic(), self.steady.time(), self.steady
+        in_doubt = (at + steady.pending, steady.upto) if steady.pending else None
+        rows = self.store.queued(name, SESSION_RECIPIENTS, in_doubt)
         if not rows:
             return
-        now, wall = self.clock.monotonic(), self.clock.time()
         recipients = []
         for row in rows:
             if (row.text, row.priority) != (rows[0].text, rows[0].priority):
                 break
-            expires = None if row.expires is None else now + row.expires - wall
+            expires = None if row.expires is None else now + row.expires - at
             recipients.append(Recipient(row.n, row.number, row.guarantee != "at_most_once", expires))
         self.server.send_sms(name, rows[0].text, recipients, now)
 
@@ -856,8 +876,9 @@ class Bridge:
             due = max(due + period, loop.time())
 
     def _second(self) -> None:
-        now, wall = self.clock.monotonic(), self.clock.time()
+        now, at = self.clock.monotonic(), self.steady.time()
         self._ticked = now
+        self._mind_the_clock()
         self.publisher.retry_parked(now)
         self._empty_topics(now)
         if not self._stopping and self.discovery.tick():
@@ -866,13 +887,31 @@ class Bridge:
             self._save_announced()
             if now - self._alive >= ALIVE_S:
                 self._save_some_lines()
-            if self.publisher.done_count or self.ledger.due(wall, now):
+            if self.publisher.done_count or self.ledger.due(at, now):
                 self._commit([], lambda batch: self.ledger.settle(batch, now))
         ended = [] if self._stalled else self.board.publish_jobs()
-        if ended and not self._commit([], lambda _batch: self.store.end_jobs(ended, wall)):
+        if ended and not self._commit([], lambda _batch: self.store.end_jobs(ended, at)):
             self.board.jobs_changed(ended)
         self.board.publish_changed_lines()
         self.pump()
+
+    def _mind_the_clock(self) -> None:
+        """What a wall clock that was set, or a machine that slept, means for SMS with a time to live."""
+        slept = self.clock.boottime() - self.clock.monotonic() - self._asleep
+        if slept > 1.0:
+            self._asleep += slept
+            self.server.slept(slept)
+        steady = self.steady
+        changed = steady.look()
+        if changed and steady.pending:
+            log.warning("the clock was set forward by %.0f s: SMS that are too old by it wait", steady.pending)
+        if steady.believed and not self._stalled:
+            passed, upto = steady.believed, steady.upto
+            if self._commit([], lambda _batch: self.store.hasten(passed, upto)):
+                steady.believed = 0.0
+                log.warning("the clock is believed: %.0f s more have passed", passed)
+        if changed and not steady.believed:
+            self._feed_all()
 
     def _minute(self) -> None:
         self._publish_health()
@@ -906,13 +945,12 @@ class Bridge:
             self._commit([], save)
 
     def _prune(self) -> None:
-        wall = self.clock.time()
-
+        at = self.steady.time()
         forgotten: list[str] = []
 
         def prune(_batch: Batch) -> None:
-            week = wall - 7 * payloads.DAY
-            forgotten[:] = self.store.prune(repeats=wall - 2 * 3600, commands=wall - payloads.DAY, sms=week)
+            week = at - 7 * payloads.DAY
+            forgotten[:] = self.store.prune(repeats=at - 2 * 3600, commands=at - payloads.DAY, sms=week)
 
         if not self._stalled and self._commit([], prune):
             for job in forgotten:
@@ -921,7 +959,7 @@ class Bridge:
     def _reserve_sendids(self, batch: Batch) -> None:
         """Part of the transaction: no sendid leaves that a restart could use again (docs/contract.md §5)."""
         server = self.server
-        server.next_sendid = max(server.next_sendid, _smallest_sendid(batch.at))
+        server.next_sendid = max(server.next_sendid, _smallest_sendid(batch.wall))
         if server.next_sendid + SENDID_BLOCK // 2 >= self._sendids_reserved:
             batch.sendids_reserved = min(server.next_sendid + SENDID_BLOCK, MAX_SENDID)
             self.store.put("sendids_reserved", batch.sendids_reserved)
@@ -1058,27 +1096,32 @@ class Bridge:
 
     # -- small things
 
-    def _tell_refused(self, refused: list[tuple[Item, int]], now: float) -> None:
+    def _tell_refused(self, refused: Iterable[tuple[Item, int | None]], now: float) -> None:
+        """Without a reason code the broker closed the connection over it."""
         for item, code in refused:
             event_type = "no_subscriber" if code == NO_SUBSCRIBER else "publish_refused"
             of_discovery = self.discovery.takes(item.topic)
             count = self._limiter.admit((event_type, "discovery" if of_discovery else item.topic), now)
             if count is None:
                 continue
-            advice = "check its ACL and quota"
+            did, advice = "refused this publish", "check its ACL and quota"
+            if code is None:
+                did = "closes the connection when this is published"
+                advice = f"allow the topic in its ACL, and packets of more than {len(item.body)} bytes"
             if of_discovery:
                 advice += ", or set homeassistant.discovery: false"
             if event_type == "publish_refused":
-                log.warning("the broker refused a publish to %s (%#x): %s", item.topic, code, advice)
+                said = "" if code is None else f" ({code:#x})"
+                log.warning("%s: the broker %s%s: %s", item.topic, did, said, advice)
             if isinstance(item, OutboxRow) and item.schema == "bridge_event":
                 continue  # telling it would be refused as well
             message = (
                 "Nobody is subscribed to this topic: what was published there reached no one."
                 if code == NO_SUBSCRIBER
-                else f"The broker refused this publish. It is kept and tried again; {advice}."
+                else f"The broker {did}. It is kept and tried again; {advice}."
             )
-            notice = {"event_type": event_type, "message": message, "topic": item.topic, "reason_code": code}
-            self._notices.append(notice | {"count": count})
+            about = {"topic": item.topic, "reason_code": code, "count": count}
+            self._notices.append({"event_type": event_type, "message": message, **about})
 
     def _client_id(self) -> str:
         return self.settings.mqtt.client_id or f"goip-bridge-{self.instance}"

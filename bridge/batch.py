@@ -19,8 +19,11 @@ OutboxEntry = tuple[str, str, int, bytes, bytes | None, float]
 class Run:
     """One run of the bridge: what makes ids unique and gaps visible."""
 
-    def __init__(self, started: float) -> None:
+    def __init__(self, started: float, since: float) -> None:
         self.started = started
+        "Unix time, as it is told."
+        self.since = since
+        "The same by `bridge.clock.SteadyTime`."
         self.boot = f"{int(started):08x}{secrets.token_hex(2)}"
         self.seq: dict[str, int] = {}
         "The last sequence number of each topic."
@@ -47,7 +50,9 @@ class Batch:
 
     run: Run
     at: float
-    "Unix time of everything in it."
+    "When all of it happened, for the store: by `bridge.clock.SteadyTime`."
+    wall: float
+    "And as it is told: Unix time."
     outbox: list[OutboxEntry] = field(default_factory=list)
     rows: list[OutboxRow] = field(default_factory=list)
     "The outbox entries with their numbers, once they are written."
@@ -83,7 +88,7 @@ class Batch:
     def fact(self, topic: str, payload_class: type, /, **fields: Any) -> None:
         """Publish a fact."""
         payload = payload_class(
-            id=self.run.new_id(), at=timestamp(self.at), boot=self.run.boot, seq=self.next_seq(topic), **fields
+            id=self.run.new_id(), at=timestamp(self.wall), boot=self.run.boot, seq=self.next_seq(topic), **fields
         )
         self.put(topic, payload_class, encode(payload))
 
@@ -91,7 +96,7 @@ class Batch:
         """Publish a fact whose fields depend on its type."""
         payload = payload_class(
             id=self.run.new_id(),
-            at=timestamp(self.at),
+            at=timestamp(self.wall),
             boot=self.run.boot,
             seq=self.next_seq(topic),
             event_type=event_type,

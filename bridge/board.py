@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bridge import __version__, payloads, states
 from bridge.batch import Batch, Run
-from bridge.clock import Clock
+from bridge.clock import Clock, SteadyTime
 from bridge.goip.line import Line
 from bridge.goip.server import SmsServer
 from bridge.numbers import mask
@@ -46,6 +46,7 @@ class Board:
         topics: Topics,
         publisher: Publisher,
         clock: Clock,
+        steady: SteadyTime,
     ) -> None:
         self.settings = settings
         self._run = run
@@ -55,6 +56,7 @@ class Board:
         self._topics = topics
         self._publisher = publisher
         self._clock = clock
+        self._steady = steady
         self.traffic = Traffic(store, clock)
         self._changed: set[str] = set()
         self._published: dict[str, tuple[payloads.LineState, float]] = {}
@@ -72,7 +74,7 @@ class Board:
             log.info("line %s is %s", line, "online" if online else "offline")
             self._publisher.set_availability(self._topics.line(line, "availability"), online)
         for line, (sender, text) in batch.sms_last.items():
-            self._publish_sms_last(line, sender, text, batch.at)
+            self._publish_sms_last(line, sender, text, batch.wall)
         self._lines_stale = self._lines_stale or batch.lines_changed
         self._jobs |= batch.jobs
         self._changed |= batch.changed
@@ -131,14 +133,14 @@ class Board:
         oldest = self._publisher.oldest
         counts = self._store.queue_counts().values()
         return payloads.BridgeHealth(
-            uptime_s=int(self._clock.time() - self._run.started),
+            uptime_s=int(self._steady.time() - self._run.since),
             rss_mb=_rss_mb(),
             loop_lag_ms=round(lag * 1000, 1),
             udp=udp,
             mqtt=mqtt,
             outbox=payloads.OutboxHealth(
                 count=self._publisher.waiting,
-                oldest_s=None if oldest is None else round(self._clock.time() - oldest, 1),
+                oldest_s=None if oldest is None else round(self._steady.time() - oldest, 1),
             ),
             queue=payloads.QueueCounts(
                 queued=sum(queued for queued, _ in counts), active=sum(active for _, active in counts)
@@ -161,7 +163,7 @@ class Board:
     def publish_jobs(self) -> list[str]:
         """The jobs that changed; returns those that ended just now."""
         changed, self._jobs = self._jobs, set()
-        now = self._clock.time()
+        now = self._steady.time()
         return [job for job in sorted(changed) if self._publish_job(job, now)]
 
     def jobs_changed(self, jobs: Iterable[str]) -> None:
@@ -221,8 +223,8 @@ class Board:
             counts=counts,
             rate_per_min=round(rate, 2),
             eta_s=round(left / rate * 60) if left and rate else (0 if not left else None),
-            started_at=payloads.timestamp(started),
-            ended_at=None if end is None else payloads.timestamp(end),
+            started_at=payloads.timestamp(self._steady.told(started)),
+            ended_at=None if end is None else payloads.timestamp(self._steady.told(end)),
         )
         self._publisher.set_payload(self._topics.job(name), job)
         return end != ended
@@ -240,7 +242,7 @@ class Traffic:
 
     def add(self, batch: Batch) -> None:
         """Count what a batch counted."""
-        day = payloads.timestamp(batch.at)[:10]
+        day = payloads.timestamp(batch.wall)[:10]
         if day != self._day:
             self._day, self._today = day, {}
         for line, counts in batch.traffic.items():

@@ -219,7 +219,7 @@ class Intake:
         if earlier := self._earlier(message, command, payload, batch.at):
             self._answers.repeat(batch, earlier, response_topic, message.correlation)
             return
-        if command.expires_at is not None and command.expires_at.timestamp() <= batch.at:
+        if command.expires_at is not None and command.expires_at.timestamp() <= batch.wall:
             raise CommandError("expired", "expires_at: is over")
         if self._store.low:
             raise CommandError("storage", "the disk of the bridge is full; its log says more")
@@ -370,7 +370,7 @@ class Intake:
         msg = batch.run.new_id()
         limits = [batch.at + command.ttl_s] if command.ttl_s is not None else []
         if command.expires_at is not None:
-            limits.append(command.expires_at.timestamp())
+            limits.append(command.expires_at.timestamp() - batch.wall + batch.at)
         self._store.add_sms(
             msg=msg,
             cmd=row.id,
@@ -443,7 +443,7 @@ class Intake:
         accepted = self._remember(row, warnings)
         match command:
             case commands.BridgePing():
-                data = {"version": __version__, "uptime_s": int(batch.at - batch.run.started)}
+                data = {"version": __version__, "uptime_s": int(batch.at - batch.run.since)}
                 self._answers.give(batch, accepted, "ok", "The bridge is there.", data)
             case commands.BridgeRefresh():
                 batch.refresh.add("*")

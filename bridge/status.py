@@ -63,7 +63,7 @@ class Recent:
         if batch.traffic:
             self._add_traffic(batch)
         for line, (sender, text) in batch.sms_last.items():
-            self._last_sms[line] = batch.at, sender, len(text)
+            self._last_sms[line] = batch.wall, sender, len(text)
 
     def facts(self, after: int = 0) -> list[OutboxRow]:
         """Those that were taken after the first `after`, as far as they are kept; oldest first."""
@@ -93,7 +93,7 @@ class Recent:
         return {"at": timestamp(at), "from": mask(sender) if sender else None, "chars": chars}
 
     def _add_traffic(self, batch: Batch) -> None:
-        now = int(batch.at // 60)
+        now = int(batch.wall // 60)
         minute = self._minutes.get(now)
         if minute is None:
             minute = self._minutes[now] = dict.fromkeys(COUNTED, 0)

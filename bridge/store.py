@@ -427,9 +427,14 @@ class Store:
         assignments = ", ".join(f"{name} = ?" for name in columns)
         self._db.execute(f"UPDATE sms SET {assignments} WHERE n = ?", (*columns.values(), n))
 
-    def queued(self, line: str, limit: int) -> list[SmsRow]:
-        """What a line should send next: highest priority first, then first come first served."""
-        return self._sms("line = ? AND state = 'queued' ORDER BY priority DESC, n LIMIT ?", line, limit)
+    def queued(self, line: str, limit: int, but: tuple[float, int] | None = None) -> list[SmsRow]:
+        """What a line should send next: highest priority first, then first come first served; `but` those that expire
+        before a time, up to a number.
+        """
+        where, arguments = "line = ? AND state = 'queued'", [line, *(but or ())]
+        if but is not None:
+            where += " AND NOT (expires IS NOT NULL AND expires <= ? AND n <= ?)"
+        return self._sms(f"{where} ORDER BY priority DESC, n LIMIT ?", *arguments, limit)
 
     def queued_lines(self) -> list[str]:
         """Lines with something to send."""
@@ -438,6 +443,19 @@ class Store:
     def expired(self, now: float) -> list[SmsRow]:
         """Queued SMS whose time is over."""
         return self._sms("state = 'queued' AND expires IS NOT NULL AND expires <= ? LIMIT 500", now)
+
+    def hasten(self, seconds: float, upto: int) -> None:
+        """SMS that are not sent yet expire so much earlier, up to a number."""
+        self._db.execute(
+            "UPDATE sms SET expires = expires - ? "
+            "WHERE state IN ('queued', 'sending') AND expires IS NOT NULL AND n <= ?",
+            (seconds, upto),
+        )
+
+    def last_sms(self) -> int:
+        """The number of the newest SMS; 0 when there was none."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'sms'").fetchone()
+        return row[0] if row else 0
 
     def in_state(self, state: str, *, before: float = 1e18, since: float = 0) -> list[SmsRow]:
         """SMS that are `sending` or `unknown` and became so in a span of time."""

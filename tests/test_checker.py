@@ -333,6 +333,12 @@ def sent_after_expiry(story: Story) -> None:
     story.delivery(msg, "late", "701", "sent")
 
 
+def expired_too_early(story: Story) -> None:
+    msg = story.accept("early", "703", "early", ttl_s=60)
+    story.now += 50.0
+    story.delivery(msg, "early", "703", "expired")
+
+
 def outcome_too_late(story: Story) -> None:
     story.history.stuck_s = 10_000.0
     msg = story.accept("slow", "702", "slow")
@@ -403,6 +409,7 @@ def keyless_twice(story: Story) -> None:
         (gap, "I8"),
         (altered_copy, "I8"),
         (sent_after_expiry, "I10"),
+        (expired_too_early, "I10"),
         (outcome_too_late, "I13"),
         (line_stands_still, "I13"),
         (password_published, "I14"),

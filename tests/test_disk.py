@@ -295,6 +295,13 @@ class FakeClock(Clock):
     def time(self) -> float:
         return 1_800_000_000 + self.now
 
+    def boottime(self) -> float:
+        return self.now
+
+    @property
+    def boot_id(self) -> str:
+        return "test"
+
 
 class World:
     """A gateway with one line, a broker, and between them a bridge that can lose its power.

@@ -658,7 +658,7 @@ class _Standing:
 
 
 def _batch(n: int) -> Batch:
-    batch = Batch(Run(0.0), 60.0 * n)
+    batch = Batch(Run(0.0, 0.0), 60.0 * n, 60.0 * n)
     body = json.dumps({"id": f"f{n}", "at": "", "event_type": "received", "from": "1", "from_raw": "1", "chars": n})
     batch.rows = [OutboxRow(n, "goip/goip1/sms/in", "sms_in", 60, body.encode(), None, 0.0)]
     batch.traffic = {"goip1": {"received": 1, "unknown": 1}, "goip2": {"received": 2}}
@@ -697,7 +697,7 @@ def test_the_last_hundred_facts_are_kept() -> None:
 
 
 def test_ids_and_words_that_strangers_choose_show_no_numbers() -> None:
-    batch = Batch(Run(0.0), 0.0)
+    batch = Batch(Run(0.0, 0.0), 0.0, 0.0)
     told = {
         "event_type": "line_unknown",
         "message": f"Add {NUMBER} to lines.",
@@ -725,7 +725,7 @@ def test_no_kind_of_fact_shows_a_text_or_a_number(kind: str) -> None:
 
 
 def test_a_sender_that_is_a_name_is_masked_too() -> None:
-    batch = Batch(Run(0.0), 0.0)
+    batch = Batch(Run(0.0, 0.0), 0.0, 0.0)
     fields = {"from_": None, "from_raw": "MyBank", "text": "x", "chars": 1, "recvid": 1, "smsc": None, "senttime": None}
     batch.fact("goip/goip1/sms/in", SmsIn, **fields)  # type: ignore[arg-type]
     _, schema, _, body, _, _ = batch.outbox[0]

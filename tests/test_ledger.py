@@ -36,12 +36,12 @@ class Book:
         )
         answers = Answers(self.store, topics)
         self.ledger = Ledger(self.store, self.settings, topics, answers, self.server, START)
-        self.run = Run(START)
+        self.run = Run(START, START)
         self.at = START
 
     def record(self, *happened: events.Event) -> list[dict[str, Any]]:
         """The facts that these events bring about."""
-        batch = Batch(self.run, self.at)
+        batch = Batch(self.run, self.at, self.at)
         with self.store.transaction():
             self.ledger.record(happened, batch, self.at)
         batch.committed()
@@ -50,7 +50,7 @@ class Book:
     def settle(self, seconds: float) -> list[dict[str, Any]]:
         """The facts that time alone brings about."""
         self.at += seconds
-        batch = Batch(self.run, self.at)
+        batch = Batch(self.run, self.at, self.at)
         due = self.ledger.due(self.at, self.at)
         with self.store.transaction():
             self.ledger.settle(batch, self.at)
@@ -60,7 +60,7 @@ class Book:
 
     def settle_quietly(self) -> list[dict[str, Any]]:
         """The same, where it may be that nothing comes of it."""
-        batch = Batch(self.run, self.at)
+        batch = Batch(self.run, self.at, self.at)
         with self.store.transaction():
             self.ledger.settle(batch, self.at)
         batch.committed()
@@ -298,7 +298,7 @@ def test_a_send_without_its_journal_entry_is_a_fault(book: Book) -> None:
 def test_sms_of_a_removed_line_are_failed(book: Book) -> None:
     for _ in range(3):
         book.queue()
-    batch = Batch(book.run, book.at)
+    batch = Batch(book.run, book.at, book.at)
     with book.store.transaction():
         book.ledger.line_removed(batch, "goip1")
     assert kinds(facts(batch)) == ["failed"] * 3
@@ -336,7 +336,7 @@ def test_a_flood_of_strangers_is_told_thirty_times(book: Book) -> None:
 
 def test_sequence_numbers_count_by_topic_and_are_not_lost_with_a_failed_batch(book: Book) -> None:
     book.queue()
-    batch = Batch(book.run, book.at)
+    batch = Batch(book.run, book.at, book.at)
     book.ledger.record([events.LineOffline("goip1", None)], batch, 0)  # thrown away
     first = book.record(events.LineOffline("goip1", None))
     second = book.record(events.LineOffline("goip1", None))
@@ -456,7 +456,7 @@ def test_what_waits_in_a_restored_store_is_doubted_and_not_sent(book: Book) -> N
     sending = book.queue()
     book.record(events.SmsSending("goip1", sending, FIRST_SENDID, 1))
     sent = book.sent()
-    batch = Batch(book.run, book.at)
+    batch = Batch(book.run, book.at, book.at)
     with book.store.transaction():
         book.ledger.doubt_all(batch)
     told = facts(batch)

@@ -269,6 +269,11 @@ class Line:
             session = self._new_session(submitted.sendid)
             session.resume(submitted.telid, submitted.recipient, submitted.at, submitted.heard, now)
 
+    def slept(self, seconds: float) -> None:
+        """So much time passed that no timer knows of."""
+        if isinstance(self.session, BulkSession):
+            self.session.slept(seconds)
+
     @property
     def asked(self) -> set[int]:
         """The SMS of earlier runs that the box is asked about, or will be."""

@@ -251,6 +251,11 @@ class SmsServer:
             registered.line.hold(until)
             self.schedule(registered.line)
 
+    def slept(self, seconds: float) -> None:
+        """The machine slept: what counts in the world went on, and the timers did not."""
+        for registered in self._by_name.values():
+            registered.line.slept(seconds)
+
     # -- output
 
     def deadline(self) -> float | None:

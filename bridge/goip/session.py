@@ -7,7 +7,7 @@ back to the queue only on proof that the box did nothing with it (§4.3).
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from bridge.goip import events, wire
@@ -73,7 +73,8 @@ class Outcomes:
         if self.kinds.setdefault(message.telid, type(message)) is not type(message):
             self.doubled = "two outcomes: OK and ERROR"
         elif isinstance(message, wire.SubmitOk) and message.sms_no is not None:
-            if self.sms_nos.setdefault(message.telid, message.sms_no) != message.sms_no:
+            first = self.sms_nos.setdefault(message.telid, message.sms_no)
+            if first != message.sms_no:
                 self.doubled = "two sms_nos"
         match message:
             case _ if recipient is None:
@@ -240,6 +241,13 @@ class BulkSession:
         self._pending.clear()
         if self.phase in (Phase.OPENING, Phase.AUTHENTICATING):
             self._done(now)
+
+    def slept(self, seconds: float) -> None:
+        """So much time passed that no timer knows of: numbers that wait for their turn expire all the same."""
+        self._pending[:] = [
+            recipient if recipient.expires is None else replace(recipient, expires=recipient.expires - seconds)
+            for recipient in self._pending
+        ]
 
     def only_listen(self, now: float) -> None:
         """Ask no more: the firmware may send again."""

@@ -158,6 +158,8 @@ class History:
     "Every SMS has an outcome this long after the last fault (I13) …"
     stuck_s: float = 100.0
     "… and no line with a backlog makes no progress for longer than this."
+    wrong_clock: bool = False
+    "The bridge's wall clock was set wrong: the times in its facts tell nothing."
     expiry_slack_s: float = 1.0
     "How late a first SEND may be seen after its expiry: clocks and the way to the log."
     unknown_allowed: int | None = None
@@ -701,7 +703,7 @@ def order(view: View) -> Iterator[Violation]:
 
 
 def expiry(view: View) -> Iterator[Violation]:
-    """I10: nothing is first sent after its time."""
+    """I10: nothing is first sent after its time, and nothing expires before it."""
     first: dict[tuple[str, str, str], float] = {}
     for left in view.history.left:
         if match := re.match(r"SEND (\d+) (\d+) ", left.data.decode(errors="replace")):
@@ -709,11 +711,22 @@ def expiry(view: View) -> Iterator[Violation]:
     slack = view.history.expiry_slack_s
     for group, of_group in view.groups.items():
         wanted = of_group[0].wanted
-        if len(of_group) != 1 or wanted is None or group not in view.submits:
+        if len(of_group) != 1 or wanted is None:
             continue
+        sms = of_group[0]
         limits = [wanted.expires_at] if wanted.expires_at is not None else []
-        if wanted.ttl_s is not None and of_group[0].facts:
-            limits.append(of_group[0].facts[0].happened + wanted.ttl_s)
+        if wanted.ttl_s is not None and wanted.command.published and sms.last == "expired":
+            earliest = min([*limits, wanted.command.published[0] + wanted.ttl_s])
+            if sms.facts[-1].at < earliest - slack:
+                early = round(earliest - sms.facts[-1].at, 3)
+                yield Violation(
+                    invariant="I10", message=f"expired {early} s before its time", evidence=(group, earliest)
+                )
+        if group not in view.submits:
+            continue
+        if wanted.ttl_s is not None and sms.facts:
+            accepted = sms.facts[0].at if view.history.wrong_clock else sms.facts[0].happened
+            limits.append(accepted + wanted.ttl_s)
         submit = view.submits[group][0]
         when = first.get((group[0], str(submit.get("sendid")), str(submit.get("telid"))), float(submit["at"]))
         if limits and when > min(limits) + slack:

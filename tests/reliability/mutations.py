@@ -118,11 +118,11 @@ MUTATIONS = (
         (
             (
                 "bridge/app.py",
-                "        batch = Batch(self.run_info, wall)\n        self._alive_before",
+                "        batch = self._batch()\n        self._alive_before",
                 "        with self.store.transaction():\n"
                 '            for row in self.store.in_state("sending"):\n'
                 '                self.store.update_sms(row.n, state="queued", changed=wall)\n'
-                "        batch = Batch(self.run_info, wall)\n        self._alive_before",
+                "        batch = self._batch()\n        self._alive_before",
             ),
         ),
     ),

@@ -62,6 +62,13 @@ class VirtualClock(Clock):
     def time(self) -> float:
         return EPOCH + self._loop.virtual + self.step
 
+    def boottime(self) -> float:
+        return self._loop.virtual
+
+    @property
+    def boot_id(self) -> str:
+        return "virtual"
+
 
 class Crash(BaseException):
     """kill -9, at this very place. No `except Exception` of the bridge may see it."""
