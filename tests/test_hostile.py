@@ -11,6 +11,7 @@ import os
 import random
 import re
 import socket
+import sqlite3
 import sys
 import time
 from collections import Counter, deque
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -30,13 +32,24 @@ from bridge.goip.server import LineConfig, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
 from bridge.limits import BURST_S, KNOWN_FOR_S, SOURCE_PER_S, STRANGERS_PER_S, Gate, Limiter
+from bridge.moves import Moves
 from bridge.settings import Settings
 from bridge.store import Store
 from bridge.udp import _set_receive_buffer
 from broker_fixture import Broker
 from brokers import Mosquitto
 from flood import Attack, Outcome
-from harness import LIMIT_S, BridgeProcess, Watcher, bridge_config, children, raw_line, running, watching
+from harness import (
+    LIMIT_S,
+    BridgeProcess,
+    RawLine,
+    Watcher,
+    bridge_config,
+    children,
+    raw_line,
+    running,
+    watching,
+)
 
 SECONDS = float(os.environ.get("HOSTILE_SECONDS", "5"))
 RATE = float(os.environ.get("HOSTILE_RATE", "10500"))
@@ -412,6 +425,271 @@ async def test_who_guesses_spoofs_or_replays_moves_nothing(own_broker: Broker, t
         assert secrets_told(bridge, watcher, [password]) == []
 
 
+# -- somebody who has read the password ----------------------------------------------------------------------------
+
+INSIDE = "127.0.0.0/29"
+HOME_HOST, SNIFFER, THIRD_HOST, OUTSIDER = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.100"
+LARGEST = 10**18 - 1
+"More digits are no count."
+OTHER_LOOPBACKS = pytest.mark.skipif(not Path("/proc/net/udp").exists(), reason="sends from all of 127.0.0.0/8")
+
+
+@contextlib.contextmanager
+def line_at(host: str, port: int, password: str) -> Iterator[RawLine]:
+    """Somebody with the line's id at another address."""
+    with raw_line(port, password=password) as line:
+        line.socket.close()
+        line.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        line.socket.bind((host, 0))
+        line.socket.setblocking(False)
+        yield line
+
+
+def address_of(line: RawLine) -> str:
+    return "{}:{}".format(*line.socket.getsockname())
+
+
+def told_types(watcher: Watcher, base: str) -> list[str]:
+    return [seen.json["event_type"] for seen in watcher.on(f"{base}/bridge/event")]
+
+
+async def now_at(watcher: Watcher, base: str, line: RawLine) -> None:
+    """Wait until MQTT says that the line is there."""
+    check = address_of(line)
+    await watcher.until(f"{base}/bridge/lines", lambda seen: seen.json["lines"][0]["address"] == check)
+
+
+async def claims(sniffer: RawLine, count: int) -> None:
+    """A keepalive with the right password; it is answered, whatever it does."""
+    keepalive = f"req:{count};id:goip1;pass:{sniffer.password};gsm_status:LOGIN;"
+    assert await sniffer.ask(keepalive) == f"reg:{count};status:200;".encode()
+
+
+@OTHER_LOOPBACKS
+@pytest.mark.broker("binary")
+async def test_who_has_read_the_password_moves_the_line_only_for_a_moment_and_is_told(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    password = secret("sniffed")
+    settings = {"goip1": {"password": password, "gateway": "rack1", "allow_from": [INSIDE]}}
+    async with (
+        watching(own_broker, "sniffed/#") as watcher,
+        running(tmp_path, bridge_config(own_broker, "sniffed", settings)) as bridge,
+    ):
+        port = bridge.udp_port
+        with (
+            line_at(HOME_HOST, port, password) as line,
+            line_at(SNIFFER, port, password) as sniffer,
+            line_at(THIRD_HOST, port, password) as third,
+            line_at(OUTSIDER, port, password) as outsider,
+        ):
+            for _ in range(20):
+                await line.register()
+            await now_at(watcher, "sniffed", line)
+
+            # Without the password, or from elsewhere than allow_from: not a byte, and nothing moves.
+            for stranger, word in ((sniffer, password + "x"), (outsider, password + "x"), (outsider, password)):
+                stranger.send(f"req:1000;id:goip1;pass:{word};gsm_status:LOGIN;")
+            # What was read, as it was: acknowledged, and nothing moves.
+            await claims(sniffer, line.count)
+            await claims(sniffer, 5)
+            await line.register()
+            assert told_types(watcher, "sniffed").count("line_moved") == 0
+
+            await watcher.publish("sniffed/goip1/cmd/sms", {"id": "one", "to": "+4915112345678", "text": "hello"})
+            msg = await line.receive()
+            sendid = int(msg.split()[1])
+            assert (await line.ask(f"PASSWORD {sendid}\n")).startswith(b"PASSWORD ")
+            assert (await line.ask(f"SEND {sendid}\n")).startswith(f"SEND {sendid} 1 ".encode())
+            line.send(f"WAIT {sendid} 1\n")  # or SEND would be repeated, to wherever the line is
+
+            # With the password and a larger count it moves, and that is told.
+            await claims(sniffer, 2**31)
+            told = await watcher.until("sniffed/bridge/event", lambda seen: seen.json["event_type"] == "line_moved")
+            fact = told.json
+            assert (fact["line"], fact["gateway"], fact["count"]) == ("goip1", "rack1", 1)
+            assert fact["address"] == address_of(sniffer)
+            assert address_of(line) in fact["message"]
+            assert "allow_from" in fact["message"]
+            third.send(f"OK {sendid} 1 77\n")
+
+            # The gateway goes on where it was, and has its line again; its rival is not followed any more.
+            await line.register()
+            back = await watcher.until(
+                "sniffed/bridge/event", lambda seen: seen.json["event_type"] == "line_moved", count=2
+            )
+            assert back.json["address"] == address_of(line)
+            assert address_of(sniffer) in back.json["message"]
+            for n in range(5):
+                await claims(sniffer, 2**31 + 1 + n)
+                await claims(third, 2**31 + 10 + n)
+                for rival in (sniffer, third):
+                    rival.send(f"OK {sendid} 1 66\n")
+                    rival.send(f"ERROR {sendid} 1 errorstatus:1\n")
+                await line.register()
+            assert line.nothing_waits(), "no second SEND"
+            assert (await line.ask(f"OK {sendid} 1 5\n")).startswith(b"DONE ")
+            line.send(f"DONE {sendid}\n")
+            sent = await watcher.until("sniffed/goip1/delivery", lambda seen: seen.json["event_type"] == "sent")
+            assert sent.json["sms_no"] == 5
+            assert [seen.json["event_type"] for seen in watcher.on("sniffed/goip1/delivery")] == [
+                "queued", "sending", "sent",
+            ]  # fmt: skip
+            assert all(stranger.nothing_waits() for stranger in (sniffer, third, outsider))
+        kinds = ["line_online", *["line_unauthorized"] * 2, *["line_moved"] * 2]
+        assert told_types(watcher, "sniffed") == kinds
+        await bridge.stop()
+        assert secrets_told(bridge, watcher, [password]) == []
+
+
+@OTHER_LOOPBACKS
+@pytest.mark.broker("binary")
+async def test_who_took_a_line_and_falls_silent_keeps_it_for_offline_s_also_over_a_restart(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    password = secret("taken")
+    config = bridge_config(own_broker, "taken", {"goip1": {"password": password}}, timing={"offline_s": 1})
+    async with (
+        watching(own_broker, "taken/#") as watcher,
+        running(tmp_path, config) as bridge,
+    ):
+        with (
+            line_at(HOME_HOST, bridge.udp_port, password) as line,
+            line_at(SNIFFER, bridge.udp_port, password) as sniffer,
+        ):
+            for restart in (False, True):
+                watcher.seen.clear()
+                await line.register()
+                await now_at(watcher, "taken", line)
+                watcher.seen.clear()
+                await claims(sniffer, LARGEST)
+                await now_at(watcher, "taken", sniffer)
+                if restart:
+                    await bridge.kill()
+                    watcher.seen.clear()
+                    await bridge.start()
+                # The gateway was off meanwhile, so nothing showed that it had never left.
+                await watcher.until(
+                    "taken/bridge/event",
+                    lambda seen: (
+                        seen.json["event_type"] == "line_offline" and seen.json["address"] == address_of(sniffer)
+                    ),
+                )
+                told = asyncio.create_task(
+                    watcher.until(
+                        "taken/bridge/event",
+                        lambda seen: (
+                            seen.json["event_type"] == "line_moved" and seen.json["address"] == address_of(line)
+                        ),
+                    )
+                )
+                while not told.done():
+                    await line.register()
+                    await asyncio.wait([told], timeout=0.2)
+                back = await told
+                assert address_of(sniffer) in back.json["message"]
+                await now_at(watcher, "taken", line)
+
+
+@OTHER_LOOPBACKS
+@pytest.mark.broker("binary")
+async def test_what_the_notice_advises_gives_the_line_back_at_once(own_broker: Broker, tmp_path: Path) -> None:
+    password = secret("pinned")
+    config = bridge_config(own_broker, "pinned", {"goip1": {"password": password}})
+    async with (
+        watching(own_broker, "pinned/#") as watcher,
+        running(tmp_path, config) as bridge,
+    ):
+        with (
+            line_at(HOME_HOST, bridge.udp_port, password) as line,
+            line_at(SNIFFER, bridge.udp_port, password) as sniffer,
+        ):
+            await line.register()
+            await watcher.until("pinned/bridge/availability", lambda seen: seen.payload == b"online")
+            await claims(sniffer, LARGEST)
+            await now_at(watcher, "pinned", sniffer)
+            config["lines"]["goip1"]["allow_from"] = [f"{HOME_HOST}/32"]
+            (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+            await watcher.publish("pinned/bridge/cmd/reload", {"id": "pin"})
+            reloaded = await watcher.until("pinned/bridge/result/reload")
+            assert reloaded.json["code"] == "ok"
+            await watcher.publish("pinned/goip1/cmd/sms", {"id": "one", "to": "+4915112345678", "text": "hello"})
+            await watcher.until("pinned/goip1/result/sms")
+            sniffer.send(f"req:{LARGEST};id:goip1;pass:{password};")
+            await line.register()
+            assert (await line.receive()).startswith(b"MSG ")
+            assert sniffer.nothing_waits()
+            watcher.seen.clear()
+            await watcher.publish("pinned/bridge/cmd/refresh", {})
+            await now_at(watcher, "pinned", line)
+
+
+# -- commands beside the mark --------------------------------------------------------------------------------------
+
+SMS = {"to": "+4915112345678", "text": "x"}
+ASTRAY: list[tuple[str, dict[str, str], str]] = [
+    ("goip9/cmd/sms", SMS, "unknown_line"),
+    ("GOIP1/cmd/sms", SMS, "unknown_line"),
+    ("goip1 /cmd/sms", SMS, "unknown_line"),
+    ("goip9/cmd/gateway/reboot", {}, "unknown_line"),
+    ("job/cmd/sms", SMS, "unknown_line"),
+    ("any/cmd/sms", SMS, "not_supported"),
+    ("pool/alarms/cmd/sms", SMS, "not_supported"),
+    ("bridge/cmd/sms", SMS, "unknown_command"),
+    ("goip1/cmd/restart", {}, "unknown_command"),
+    ("goip1/cmd/sms/4915112345678/goip2", SMS, "unknown_command"),
+    ("goip1/cmd/sms", SMS | {"line": "goip2"}, "invalid_payload"),
+    ("goip1/cmd/sms", SMS | {"goip_id": "goip2"}, "invalid_payload"),
+    # Not a command at all, or another's base: nobody answers.
+    ("goip1/sms", SMS, ""),
+    ("cmd/sms", SMS, ""),
+    ("goip1/goip2/cmd/sms", SMS, ""),
+    ("goip1/result/sms", SMS, ""),
+    ("goip1/sms/in", SMS, ""),
+]
+"Below the base topic: a topic, a payload, and the code of the result; empty where there is none."
+
+
+@pytest.mark.broker("binary")
+async def test_who_may_publish_everywhere_reaches_only_the_line_of_the_topic(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    """The line is in the topic alone, so that a broker's access rights hold: no payload leads to another one."""
+    lines = {name: {"password": secret(name)} for name in ("goip1", "goip2")}
+    async with (
+        watching(own_broker, "astray/#") as watcher,
+        running(tmp_path, bridge_config(own_broker, "astray", lines), command=VERBOSE) as bridge,
+    ):
+        with (
+            raw_line(bridge.udp_port, "goip1", secret("goip1")) as one,
+            raw_line(bridge.udp_port, "goip2", secret("goip2")) as two,
+        ):
+            await one.register()
+            await two.register()
+            await watcher.until("astray/bridge/availability", lambda seen: seen.payload == b"online")
+            for n, (topic, payload, _) in enumerate(ASTRAY):
+                await watcher.publish(f"astray/{topic}", payload | {"id": f"astray-{n}"})
+            await Ping(watcher, "astray").round_trip()  # all before it has its answer
+            await one.register()
+            await two.register()
+            assert one.nothing_waits()
+            assert two.nothing_waits()
+            results = {seen.json["id"]: seen.json["code"] for seen in watcher.seen if b'"code":' in seen.payload}
+            assert [results.get(f"astray-{n}", "") for n in range(len(ASTRAY))] == [code for *_, code in ASTRAY]
+            assert not watcher.on("astray/+/delivery")
+
+            await watcher.publish("astray/goip1/cmd/sms", SMS | {"id": "mine", "src": "cellar"})
+            assert (await one.receive()).startswith(b"MSG ")
+            await two.register()
+            assert two.nothing_waits()
+        await bridge.stop()
+    # Who published it the broker knows, not the bridge: its store has what was accepted, and who it said it was.
+    with contextlib.closing(sqlite3.connect(tmp_path / "bridge.db")) as store:
+        accepted = {topic for (topic,) in store.execute("SELECT topic FROM command")}
+        assert accepted == {"astray/goip1/cmd/sms", "astray/bridge/cmd/ping"}
+        assert store.execute("SELECT line, src FROM sms").fetchall() == [("goip1", "cellar")]
+
+
 # -- payloads ------------------------------------------------------------------------------------------------------
 
 MB = 1 << 20
@@ -785,3 +1063,43 @@ def test_one_key_is_admitted_once_and_all_together_no_more_than_their_total() ->
     assert [limiter.admit(key, 3.0) for key in "bcd"] == [1, 1, None]
     assert [limiter.admit(key, 60.5) for key in "ad"] == [3, None]
     assert limiter.admit("d", 63.5) == 3
+
+
+def moved(
+    here: str, there: str | None, *, port: int = 7, contested: bool = False, line: str = "l0"
+) -> events.LineMoved:
+    previous = None if there is None else (there, 7)
+    return events.LineMoved(line, (here, port), 2, 0, previous, contested)
+
+
+def test_a_new_host_is_told_and_a_new_port_is_not() -> None:
+    configuration = Settings(lines={"l0": {"password": "p", "gateway": "rack1"}})
+    moves = Moves()
+    assert moves.notice(moved("192.0.2.1", None), configuration, 0.0) is None
+    assert moves.notice(moved("192.0.2.1", "192.0.2.1", port=8), configuration, 0.0) is None
+    notice = moves.notice(moved("192.0.2.2", "192.0.2.1"), configuration, 0.0)
+    assert notice is not None
+    assert (notice["line"], notice["gateway"], notice["address"]) == ("l0", "rack1", "192.0.2.2:7")
+    assert "192.0.2.1:7" in str(notice["message"])
+    # Two speak for it from one host, such as behind one NAT.
+    contested = moves.notice(moved("192.0.2.2", "192.0.2.2", port=8, contested=True), configuration, 0.0)
+    assert contested is not None
+    assert "had never left" in str(contested["message"])
+
+
+def test_a_line_on_two_uplinks_is_told_each_way_once_in_ten_minutes_with_its_count() -> None:
+    configuration, moves = Settings(lines={"l0": {"password": "p"}}), Moves()
+    hosts = ["192.0.2.1", "192.0.2.2"]
+    told = [
+        (n, notice["count"])
+        for n in range(60)
+        if (notice := moves.notice(moved(hosts[n % 2], hosts[n % 2 - 1]), configuration, n * 30.0))
+    ]
+    assert told == [(0, 1), (1, 1), (20, 10), (21, 10), (40, 10), (41, 10)]
+
+
+def test_a_line_that_hops_is_told_six_times_and_hides_no_other_line() -> None:
+    configuration, moves = Settings(lines={"l0": {"password": "p"}, "l1": {"password": "p"}}), Moves()
+    hops = [moved(f"203.0.113.{n + 1}", f"203.0.113.{n}") for n in range(200)]
+    assert len([hop for hop in hops if moves.notice(hop, configuration, 0.0)]) == 6
+    assert moves.notice(moved("192.0.2.2", "192.0.2.1", line="l1"), configuration, 0.0)

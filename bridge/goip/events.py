@@ -34,6 +34,10 @@ class LineMoved:
     address: Address
     count: int
     reboots: int
+    previous: Address | None = None
+    "Where it was before, if it was somewhere else."
+    contested: bool = False
+    "It came back from `previous` without having left: two speak for the line there and here."
 
 
 @dataclass(frozen=True, slots=True)

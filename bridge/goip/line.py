@@ -22,6 +22,8 @@ KEEPALIVE = 25.0
 "Seconds between two keepalives, at least; boxes say 30 (§3)."
 REPEATING = 15.0
 "Seconds within which a box repeats an event, with some for the network: every 3 s, three times (§6)."
+CONTESTED = 600.0
+"Seconds for which a line whose place was claimed by another sender stays where it is, as long as it is heard there."
 
 CALL_STATES = {
     "IDLE": "idle",
@@ -100,6 +102,15 @@ class Line:
     out: Output
     address: Address | None = None
     previous_address: Address | None = None
+    "Where it was before it moved, until `settled`: answers from there still count."
+    home: Address | None = None
+    "Where it is known to live: its last address that lasted for `Timing.offline`, or its first one."
+    home_count: int = 0
+    "The count it had when it left home."
+    settled: float = 0.0
+    "When a line that moved is at home where it is."
+    contested_until: float = float("-inf")
+    "Another sender claimed the line's place, with its password: until then no other address is believed."
     count: int | None = None
     "The keepalive count believed last."
     smaller_count: int | None = None
@@ -308,6 +319,8 @@ class Line:
 
     def receive_keepalive(self, message: wire.Keepalive, address: Address, now: float) -> None:
         """Take an authenticated keepalive (§3); one that is not believed changes nothing."""
+        if self.previous_address is not None and now >= self.settled:
+            self.home, self.previous_address = self.address, None
         continues = address == self.address and self.count is not None and message.count > self.count
         if not continues and not self._believe(message.count, address, now):
             return
@@ -333,19 +346,54 @@ class Line:
 
     def _believe(self, count: int, address: Address, now: float) -> bool:
         """Whether to follow a keepalive that does not simply continue the last one; moves and reboots happen here."""
-        if self.address is not None and self.count is not None and count <= self.count:
+        contested = rebooted = False
+        if self.address is not None and self.count is not None:
             silent = now >= self.heard + self.out.timing.offline
-            if count == self.count or (address != self.address and not silent):
-                return False  # a copy, or the replay of an old keepalive from elsewhere
-            if count > 3 and not silent and (self.smaller_count is None or count <= self.smaller_count):
-                self.smaller_count = count
-                return False
-            self._rebooted(address, count, now)
+            if address != self.address and not silent:
+                contested = self._never_left(count, address)
+                if not contested and (count <= self.count or now < self.contested_until):
+                    if count > self.count:
+                        self.contested_until = now + CONTESTED  # it goes on claiming
+                    return False  # the replay of an old keepalive, or another sender
+            elif count <= self.count:
+                if count == self.count:
+                    return False  # a copy
+                if count > 3 and not silent and (self.smaller_count is None or count <= self.smaller_count):
+                    self.smaller_count = count
+                    return False
+                rebooted = True
+                self._rebooted(address, count, now)
+        previous = self.address if address != self.address else None
         if address != self.address:
-            self.previous_address, self.address = self.address, address
-            self.out.events.append(events.LineChanged(self.name))
-        self.out.events.append(events.LineMoved(self.name, address, count, self.reboots))
+            self._move(address, now, contested=contested, rebooted=rebooted)
+        self.out.events.append(events.LineMoved(self.name, address, count, self.reboots, previous, contested))
         return True
+
+    def _never_left(self, count: int, address: Address) -> bool:
+        """Whether the box goes on where it was before a move, and the move was somebody else's.
+
+        One box has one count. From home, where it had `home_count`, a box that moved has no news but a larger one.
+        """
+        return address == self.home and self.count is not None and self.home_count < count <= self.count
+
+    def _move(self, address: Address, now: float, *, contested: bool, rebooted: bool) -> None:
+        offline = self.out.timing.offline
+        if self.home is None:
+            self.home = self.address or address
+        if contested:
+            self.previous_address = None  # whoever is there, it is not this box
+            self.contested_until = now + CONTESTED
+        elif self.address is None or rebooted:
+            self.home, self.previous_address = address, None  # nothing is under way from before
+            self.contested_until = float("-inf")
+        else:
+            if self.address == self.home:
+                self.home_count, self.settled = self.count or 0, now + offline
+            # Of several moves in a row, the box is where it was at first, or where it is now.
+            self.previous_address = self.address if address == self.home else self.home
+            self.contested_until = float("-inf")
+        self.address = address
+        self.out.events.append(events.LineChanged(self.name))
 
     def _rebooted(self, address: Address, count: int, now: float) -> None:
         self.reboots += 1
@@ -536,10 +584,10 @@ class Line:
         else:
             self._cut_off(now)
 
-    def retire(self, now: float) -> None:
+    def retire(self, now: float, reason: str = "was removed from the configuration") -> None:
         """The line is no longer configured: what is under way on it ends here."""
         self._cut_off(now)
-        self._tell_tester("was removed from the configuration", now)
+        self._tell_tester(reason, now)
         self._earlier.clear()
         self._flush()
         for request in self._requests.values():
@@ -550,6 +598,13 @@ class Line:
             self.out.events.append(events.UssdEvent(self.name, "timeout", dialogue.token, dialogue.code, None))
         self._ussd = None
         self._ussd_waiting.clear()
+
+    def forget_address(self, now: float) -> None:
+        """The line must not be where it is (any more): no more orders go there, and the next keepalive says where."""
+        self.retire(now, "may no longer come from its address")
+        self.address = self.previous_address = self.home = self.count = self.online = None
+        self.heard, self.contested_until = now, float("-inf")
+        self.out.events.append(events.LineChanged(self.name))
 
     # -- bulk sessions
 

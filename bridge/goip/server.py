@@ -125,6 +125,8 @@ class SmsServer:
             line.declared_safe = config.repeat_safe
             registered = _Registered(line, config.password.encode(), config.allow_from)
             self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
+            if line.address is not None and not registered.allows(line.address[0]):
+                line.forget_address(now)
             line.heed_safety(now)
             if line.held_until < self._held_until and now < self._held_until:
                 line.hold(self._held_until)
@@ -215,7 +217,8 @@ class SmsServer:
         """Use an address from before the restart until the line is heard."""
         if registered := self._by_name.get(name):
             line = registered.line
-            line.address, line.count = memory.address, memory.count
+            if registered.allows(memory.address[0]):
+                line.address, line.count = memory.address, memory.count
             line.reboots, line.fields = memory.reboots, memory.fields
             line.online_before = memory.online
 

@@ -213,7 +213,7 @@ def test_orders_go_to_the_source_of_the_last_keepalive(bench):
 def test_move_with_a_larger_count_is_followed_at_once(bench):
     bench.keepalive(source=MOVED)
     assert bench.line.address == MOVED
-    assert bench.told(events.LineMoved) == [events.LineMoved("goip1", MOVED, 2, 0)]
+    assert bench.told(events.LineMoved) == [events.LineMoved("goip1", MOVED, 2, 0, previous=HOME)]
 
 
 def test_answers_from_the_address_before_the_move_still_count(bench):
@@ -311,7 +311,7 @@ def test_reboot_and_move_are_told_with_the_new_address(bench):
     bench.keepalive(count=1, source=MOVED)
     told = bench.events()
     assert events.GatewayRebooted("goip1", MOVED, 1) in told
-    assert events.LineMoved("goip1", MOVED, 1, 1) in told
+    assert events.LineMoved("goip1", MOVED, 1, 1, previous=HOME) in told
 
 
 def test_stored_address_is_used_before_the_first_keepalive(fresh):

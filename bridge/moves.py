@@ -1,0 +1,64 @@
+"""Lines that changed their host, as notices to the operator: it may be that somebody else has their password."""
+
+import logging
+
+from bridge.goip import events
+from bridge.ledger import address_text
+from bridge.limits import Limiter
+from bridge.settings import Settings
+
+MOST = 6
+"Told of one line in ten minutes."
+
+log = logging.getLogger(__name__)
+
+
+class Moves:
+    """Decides which moves are told (docs/contract.md §2).
+
+    A new port is no news: behind NAT it changes often. A line on two uplinks may change its host with every keepalive:
+    each way is told once in ten minutes, with how often it happened.
+    """
+
+    def __init__(self) -> None:
+        self._limiters: dict[str, Limiter] = {}
+
+    def notice(self, event: events.LineMoved, settings: Settings, now: float) -> dict[str, object] | None:
+        """The fields of a fact on `bridge/event`, or None when there is nothing to be told."""
+        if event.previous is None or (event.previous[0] == event.address[0] and not event.contested):
+            return None
+        limiter = self._limiters.setdefault(event.line, Limiter(total=MOST))
+        count = limiter.admit((event.previous[0], event.address[0], event.contested), now)
+        if count is None:
+            return None
+        message = _message(event)
+        log.warning("%s", message)
+        line = settings.lines.get(event.line)
+        return {
+            "event_type": "line_moved",
+            "message": message,
+            "line": event.line,
+            "gateway": line.gateway if line is not None else None,
+            "address": address_text(event.address),
+            "count": count,
+        }
+
+
+def _message(event: events.LineMoved) -> str:
+    """What the operator should do."""
+    assert event.previous is not None
+    here, there = address_text(event.address), address_text(event.previous)
+    keys = f"lines.{event.line}"
+    change = (
+        f"list the gateway's own network in {keys}.allow_from, and change the SMS client password on its web page and "
+        f"in {keys}.password."
+    )
+    if event.contested:
+        return (
+            f"Line {event.line} is at {here} again, and had never left: {there} claimed its place, with its password. "
+            f"Either two gateways are set to one id, or somebody knows the password: then {change}"
+        )
+    return (
+        f"Line {event.line} was at {there} and registers from {here} now, with its password. If you did not move the "
+        f"gateway, and its network did not give it another address, somebody may know the password: {change}"
+    )
