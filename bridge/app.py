@@ -26,7 +26,7 @@ from bridge.batch import Batch, Order, Run
 from bridge.board import Board
 from bridge.clock import Clock, SteadyTime
 from bridge.commands import Code
-from bridge.discovery import APART_S, REPLAYED_S, Discovery
+from bridge.discovery import APART_S, Discovery
 from bridge.goip import events
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Submitted
@@ -34,6 +34,7 @@ from bridge.goip.server import LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
+from bridge.lease import Lease, Role
 from bridge.ledger import Ledger
 from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
@@ -71,6 +72,8 @@ COMMAND_BYTES = 256 << 10
 DROPS_LOGGED = 30
 "Dropped datagrams that are logged in a minute: one for each host, and no more in all."
 DROPS_DEBUGGED_PER_S = 20.0
+SERVING_SINCE = "serving_since"
+"In the store: since when this bridge serves its base topic; empty when another one does."
 STEADY = "steady"
 "In the store: what `bridge.clock.SteadyTime` goes on from."
 ALIVE_S = 10.0
@@ -78,6 +81,8 @@ ALIVE_S = 10.0
 GIVES_UP_S = 12.0
 "A gateway offers an SMS for 9 to 12 s (docs/protocol.md §6): a longer absence may have lost some."
 STALL_RETRY_S = 1.0
+LATE_S = 1.0
+"A commit that takes longer counts for what waits for answers."
 ASLEEP_S = 3.0
 "Without regular work for so long, nobody read the socket either."
 MOST_WAITING = 100_000
@@ -131,6 +136,8 @@ class Bridge:
         self.recent = Recent() if settings.http.listen is not None else None
         "What only the HTTP listener tells."
         self._backlog: deque[Incoming] = deque()
+        self._undecided: list[Incoming] = []
+        "Commands that came before it was known whether another bridge serves."
         self._taking = False
         "The rest of the backlog has its turn in the event loop: more commands wait behind it."
         self._inbox: list[Incoming] = []
@@ -146,8 +153,6 @@ class Bridge:
         self._stalled_at = now
         self._going_on = False
         "The gateways were asked about what was under way before the restart; until then nothing new is sent."
-        self._fenced = False
-        "Another bridge may be at work in our place: nothing new is sent."
         self.can_restart = False
         "Something starts the process again when it ends."
         self.restart_asked = False
@@ -161,7 +166,7 @@ class Bridge:
         self._states_timer: asyncio.TimerHandle | None = None
         self._save_from = 0
         self._sendids_reserved = 0
-        self._alive = -ALIVE_S
+        self._alive = math.inf
         "When the store was told last that we are alive."
         self._gate = Gate(lambda: (line.address for line in self.server.lines))
         self._drops = Limiter(total=DROPS_LOGGED, period=60.0)
@@ -169,8 +174,11 @@ class Bridge:
         self._limiter = Limiter()
         self._mqtt = payloads.MqttInfo(version=None, session_present=False)
         self._connections = 0
-        self._connected_at = now
         self._own_topics = (self.topics.bridge("availability"), self.topics.bridge("info"))
+        since = store.get(SERVING_SINCE)
+        self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since)
+        self._fenced = since == ""
+        "Another bridge may be at work in our place: nothing new is sent."
         self._stall_drops = 0
         self._ticked = now
         "When the regular work was done last."
@@ -214,6 +222,8 @@ class Bridge:
         web = self._open_http()
         if self.udp.inherited:
             self._take_what_waits(self.udp)
+        else:
+            self.server.deaf = (self.clock.monotonic(),) * 2  # nothing waited in it
         self._go_on()
         self.udp.start()
         log.info(
@@ -310,7 +320,8 @@ class Bridge:
         await self._hear_outcomes()
         self._save_lines(self.server.lines)
         self._empty_topics(math.inf)
-        self.publisher.say_goodbye()
+        if self.lease.role is Role.SERVING:
+            self.publisher.say_goodbye()
         self.publisher.drain(self.clock.monotonic())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(end):
@@ -319,7 +330,8 @@ class Bridge:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._handed_over.wait(), min(HAND_OVER_S, end - loop.time() - 1.0))
                 # Whoever did not hear our farewell shall hear the last will.
-                await self.link.disconnect(clean=self.publisher.said_goodbye)
+                serving = self.lease.role is Role.SERVING
+                await self.link.disconnect(clean=self.publisher.said_goodbye or not serving)
         self._empty_topics(math.inf)
         self.pump()
         self._commit([], None)  # what the broker acknowledged last
@@ -350,20 +362,16 @@ class Bridge:
     def _restore(self, now: float) -> None:
         """Go on where the last run ended."""
         at = self.steady.time()
+        self._remember_lines(set(self.settings.lines))
         heard = dict(self.store.lines())
-        for name, memory in heard.items():
-            if name in self.settings.lines:
-                self.server.restore_line(name, memory)
         for name in {*heard, *orjson.loads(self.store.get(NAMED_LINES) or "[]")} - set(self.settings.lines):
             self._take_away(name)
         for name, proof in self.store.proofs():
             self.server.restore_proof(name, proof)
         timing = self.server.timing
-        for key, line, seen in self.store.repeats(at - timing.repeats):
-            self.server.restore_repeat(line, key, now - max(0.0, at - seen))
         batch = self._batch()
         self._alive_before = self.store.get("alive") or 0.0
-        self.server.deaf = now - max(0.0, at - self._alive_before), now
+        self.server.deaf = now - max(0.0, at - self._alive_before) - self.steady.off, now
         self._drops_before = self.store.get("drops") or 0
         self._socket_before = self.store.get("socket")
         hold_until = self.store.get("hold_until") or 0.0
@@ -375,27 +383,42 @@ class Bridge:
             if self.store.restored:
                 self.store.put("hold_until", hold_until)
                 self.ledger.doubt_all(batch)
+                self.store.advance_epoch()
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
                 self.answers.give(batch, command, "gateway_timeout", message, {})
             self._write(batch, [])
+        if self.store.restored:
+            self.store.witness_epoch()
         self._take_effect(batch)
         for row in [*self.store.in_state("sending"), *self.store.in_state("unknown", since=at - timing.evidence)]:
             if submitted := self._submitted(row, now, at):
                 self.server.restore_session(row.line, submitted, now)
 
+    def _remember_lines(self, names: set[str]) -> None:
+        """Where these lines were, and which of their events are known: they may have been configured before."""
+        now, at = self.clock.monotonic(), self.steady.time()
+        for name, memory in self.store.lines():
+            if name in names:
+                self.server.restore_line(name, memory)
+        for key, name, seen in self.store.repeats(at - self.server.timing.repeats):
+            if name in names:
+                self.server.restore_repeat(name, key, now - max(0.0, at - seen))
+
     def _submitted(self, row: SmsRow, now: float, at: float) -> Submitted | None:
         if row.sendid is None or row.telid is None:
             return None
-        began = now - max(0.0, at - row.changed)
-        heard = now - max(0.0, at - max(row.changed, self._alive_before))
-        expires = None if row.expires is None else now + row.expires - at
-        return Submitted(row.sendid, row.telid, Recipient(row.n, row.number, expires=expires), began, heard)
+        began = now - max(0.0, at - row.changed) - self.steady.off
+        heard = now - max(0.0, at - max(row.changed, self._alive_before)) - self.steady.off
+        expires = None if row.expires is None else now + row.expires - at - self.steady.off
+        recipient = Recipient(row.n, row.number, row.guarantee != "at_most_once", expires)
+        return Submitted(row.sendid, row.telid, recipient, began, heard)
 
     def _go_on(self) -> None:
         """Once everything that waited in the socket was read: ask what became of the SMS that were under way."""
         self._going_on = True
         self._tell_gap()
+        self._alive = -math.inf  # not before: should we die now, the next run must know since when nobody listened
         now, at = self.clock.monotonic(), self.steady.time()
         for row in self.store.in_state("sending"):
             later = any(
@@ -407,9 +430,10 @@ class Bridge:
 
     def _tell_gap(self) -> None:
         """Say when nobody listened: what gateways offered in that time may be lost."""
-        alive, at = self._alive_before, self.steady.time()
-        if not alive or at - alive < GIVES_UP_S:
+        gap = self.steady.time() - self._alive_before + self.steady.off
+        if not self._alive_before or gap < GIVES_UP_S:
             return
+        wall = self.clock.time()
         held = self.udp is not None and self.udp.inherited and self.udp.identity == self._socket_before
         dropped = self.udp.kernel_drops - self._drops_before if held and self.udp is not None else None
         if dropped == 0:
@@ -420,8 +444,8 @@ class Bridge:
                 "event_type": "outage_gap",
                 "message": f"The bridge was not running.{kept} A gateway offers an SMS for about 12 s: what came in "
                 "this time may be found only on the gateways' own inbox pages.",
-                "from_": payloads.timestamp(self.steady.told(alive)),
-                "to": payloads.timestamp(self.clock.time()),
+                "from_": payloads.timestamp(wall - gap),
+                "to": payloads.timestamp(wall),
             }
         )
 
@@ -466,34 +490,105 @@ class Bridge:
             elif message.topic in self._own_topics:
                 self._heard_of_ourselves(message)
                 self._acknowledge(message)
-            else:
+            elif self.lease.role is Role.SERVING:
                 self._backlog.append(message)
+            else:
+                self._undecided.append(message)
+        if self.lease.role is Role.STANDING_BY:
+            self._drop_undecided("are for the bridge that serves")
         if not self._taking:
             self._take_commands()
 
     def _heard_of_ourselves(self, message: Incoming) -> None:
         """What the broker has of us is not what we said: an old last will, or another bridge at our topics."""
-        now = self.clock.monotonic()
-        if message.topic == self.topics.bridge("availability"):
-            if message.payload == b"offline" and not self._stopping:
+        availability, _ = self._own_topics
+        if message.topic != availability:
+            self._heard_of_others(message)
+        elif message.payload == b"offline" and not self._stopping:
+            if self.lease.role is not Role.STANDING_BY:
                 self.publisher.say_online_again()
+            else:
+                self._ask_again()
+
+    def _heard_of_others(self, message: Incoming) -> None:
+        before = self.lease.role
+        if self.lease.hear(message.payload, self.clock.monotonic(), retain=message.retain):
+            self.publisher.say_again(message.topic)
+            self._tell_rival("It stands by as long as this one serves")
+        elif self.lease.role is not before:
+            self._stand_by()
+
+    def _ask(self, *, resumed: bool) -> None:
+        """Whether another bridge serves our base topic: until that is known no command is taken, and of the retained
+        topics only the one says something that says who we are.
+        """
+        self.lease.ask(self.clock.monotonic(), resumed=resumed)
+        self.publisher.say_only(self._own_topics[1:])
+        self.publisher.connected()
+        self._publish_bridge()
+        self._drain(self.clock.monotonic())
+
+    def _ask_again(self) -> None:
+        if self.link is not None:
+            self.link.listen(on=True)
+        self._ask(resumed=False)
+
+    def _serve_if_free(self) -> None:
+        """Begin to serve, once nobody else claims to."""
+        lease, now = self.lease, self.clock.monotonic()
+        if lease.is_to_ask(now):
+            self._ask_again()
+        if lease.role is Role.ASKING and not self.publisher.waits(self._own_topics[1]):
+            lease.asked(now)
+        if not lease.look(now, payloads.timestamp(self.clock.time())):
             return
-        try:
-            info = orjson.loads(message.payload)
-            instance, started = str(info["instance"]), str(info["started_at"])
-        except (ValueError, LookupError, TypeError):
-            return
-        retained = now - self._connected_at < REPLAYED_S and started < payloads.timestamp(self.run_info.started)
-        if instance == self.instance or retained:  # by an earlier run, perhaps with another name
-            return
-        count = self._limiter.admit(("rival", instance), now)
+        if self._fenced:
+            log.warning("this bridge serves %s now", self.topics.base)
+        self._save_role()
+        self._fenced = False
+        self.publisher.say_only(None)
+        self._publish_bridge()
+        self._feed_all()
+        if lease.succeeds:
+            self._drop_undecided("may have been carried out by the bridge that served meanwhile")
+        self._backlog.extend(self._undecided)
+        self._undecided.clear()
+        if not self._taking:
+            self._take_commands()
+        self._drain(now)
+
+    def _stand_by(self) -> None:
+        self._fenced = True
+        self._save_role()
+        if self.link is not None:
+            self.link.listen(on=False)
+        self.publisher.say_only(())
+        self._tell_rival(
+            "This one stands by: it carries out nothing and sends nothing, and only tells what gateways say"
+        )
+        self.pump()
+
+    def _tell_rival(self, what: str) -> None:
+        count = self._limiter.admit(("rival", self.lease.rival), self.clock.monotonic())
         if count is not None:
             text = (
-                f"Another bridge, with instance {instance[:32]!r}, uses the same base topic: both carry out every "
-                "command, and SMS go out twice. Stop one of them, or give each its own base_topic:."
+                f"Another bridge, with instance {self.lease.rival!r}, uses the same base topic. {what}. Stop one of "
+                "them, or give each its own base_topic:."
             )
             log.error("%s", text)
             self._notices.append({"event_type": "takeover", "message": text, "count": count})
+
+    def _save_role(self) -> None:
+        since = self.lease.since or ""
+        if not self._stalled and self.store.get(SERVING_SINCE) != since:
+            self._commit([], lambda _batch: self.store.put(SERVING_SINCE, since))
+
+    def _drop_undecided(self, why: str) -> None:
+        for message in self._undecided:
+            self._acknowledge(message)
+        if self._undecided:
+            log.warning("%d commands %s: they are not carried out here", len(self._undecided), why)
+        self._undecided.clear()
 
     def hand_in(self, message: Incoming) -> None:
         """Take a command from the HTTP listener, as one from the broker."""
@@ -525,23 +620,17 @@ class Bridge:
         now = self.clock.monotonic()
         self._tell_refused(self.publisher.acknowledged(acks, now), now)
         self._drain(now)
+        self._serve_if_free()
         if self._handed_over is not None and self.publisher.idle:
             self._handed_over.set()
 
     def connected(self, *, session_present: bool, version: str) -> None:
         """The broker is there."""
         self._connections += 1
-        self._connected_at = self.clock.monotonic()
         self._mqtt = payloads.MqttInfo(version=version, session_present=session_present)
-        self.publisher.connected()
         self.discovery.connected()
         self._save_announced()
-        self._publish_bridge()
-        if self._fenced:
-            self._fenced = False
-            self._feed_all()
-            self.pump()
-        self._drain(self.clock.monotonic())
+        self._ask(resumed=session_present)
 
     def disconnected(self, reason: str) -> bool:
         """The broker is gone; true when that was its answer to one publication."""
@@ -550,6 +639,7 @@ class Bridge:
         closer = self.publisher.disconnected(now)
         if closer is not None and self.publisher.is_refused(closer.topic) and not self._stopping:
             self._tell_refused([(closer, None)], now)
+        self._undecided.clear()  # they come again
         if self._handed_over is not None:
             self._handed_over.set()
         return closer is not None
@@ -575,9 +665,12 @@ class Bridge:
         self._take_events()
         while self._has_work():
             happened, self._events = self._events, []
+            began = self.clock.monotonic()
             if not self._commit(happened, None):
                 self._events = happened + self._events
                 return
+            if self.clock.monotonic() - began > LATE_S:
+                self._catch_up()
             self._take_events()
         self._send()
         self._rearm()
@@ -767,8 +860,7 @@ class Bridge:
         if line is None or not line.ready or self._stopping or self._fenced or not self._going_on:
             return
         now, at, steady = self.clock.monotonic(), self.steady.time(), self.steady
-        in_doubt = (at + steady.pending, steady.upto) if steady.pending else None
-        rows = self.store.queued(name, SESSION_RECIPIENTS, in_doubt)
+        rows = self.store.queued(name, SESSION_RECIPIENTS, (at + steady.pending, steady.upto))
         if not rows:
             return
         recipients = []
@@ -858,11 +950,16 @@ class Bridge:
         log.warning("%s can be written again: going on", self.store.path)
         self.server.datagrams[:0] = self._held_back
         self._held_back = []
+        self._catch_up()
         held, self._held, self._held_bytes = list(self._held), {}, 0
         self.server.deaf = self._stalled_at, self.clock.monotonic()
         self.datagrams_received(held)
         self.server.handle_timer(self.clock.monotonic())
         self.pump()
+
+    def _catch_up(self) -> None:
+        """The disk took its time: what waits for answers waits from now on, else it would be sent again at once."""
+        self.server.held_up({datagram for datagram, _ in self.server.datagrams}, self.clock.monotonic())
 
     # -- regular work
 
@@ -879,6 +976,7 @@ class Bridge:
         now, at = self.clock.monotonic(), self.steady.time()
         self._ticked = now
         self._mind_the_clock()
+        self._serve_if_free()
         self.publisher.retry_parked(now)
         self._empty_topics(now)
         if not self._stopping and self.discovery.tick():
@@ -890,7 +988,7 @@ class Bridge:
             if self.publisher.done_count or self.ledger.due(at, now):
                 self._commit([], lambda batch: self.ledger.settle(batch, now))
         ended = [] if self._stalled else self.board.publish_jobs()
-        if ended and not self._commit([], lambda _batch: self.store.end_jobs(ended, at)):
+        if ended and not self._commit([], lambda _batch: self.store.end_jobs(ended, self.clock.time())):
             self.board.jobs_changed(ended)
         self.board.publish_changed_lines()
         self.pump()
@@ -949,8 +1047,10 @@ class Bridge:
         forgotten: list[str] = []
 
         def prune(_batch: Batch) -> None:
-            week = at - 7 * payloads.DAY
-            forgotten[:] = self.store.prune(repeats=at - 2 * 3600, commands=at - payloads.DAY, sms=week)
+            week = 7 * payloads.DAY
+            forgotten[:] = self.store.prune(
+                repeats=at - 2 * 3600, commands=at - payloads.DAY, sms=at - week, jobs=self.clock.time() - week
+            )
 
         if not self._stalled and self._commit([], prune):
             for job in forgotten:
@@ -988,11 +1088,13 @@ class Bridge:
         for _, fault in settings.homeassistant_faults():  # with the discovery that is in force
             log.error("the configuration was not reloaded: %s", fault)
             return "invalid_payload", f"The configuration was not reloaded: {fault}"
-        gone = set(self.settings.lines) - set(settings.lines)
+        before = set(self.settings.lines)
+        gone = before - set(settings.lines)
         self.settings = settings
         self.ledger.settings = self.intake.settings = self.board.settings = self.settings
         self.server.timing = _timing(self.settings)
         self.server.configure(_line_configs(self.settings), self.clock.monotonic())
+        self._remember_lines(set(settings.lines) - before)
         for line in gone:
             self._take_away(line)
         for line in self.settings.lines:
@@ -1043,7 +1145,7 @@ class Bridge:
 
     def _publish_bridge(self) -> None:
         """The bridge's own retained topics."""
-        self.board.publish_info(self._mqtt)
+        self.board.publish_info(self._mqtt, self.lease.since)
         self._publish_health()
         self.board.publish_lines()
         self.board.publish_stats()

@@ -103,13 +103,14 @@ class Board:
                 self._changed.add(line.name)
         self.publish_states()
 
-    def publish_info(self, mqtt: payloads.MqttInfo) -> None:
+    def publish_info(self, mqtt: payloads.MqttInfo, serving_since: str | None) -> None:
         """What this bridge is."""
         info = payloads.BridgeInfo(
             version=__version__,
             api=API,
             instance=self._instance,
             started_at=payloads.timestamp(self._run.started),
+            serving_since=serving_since,
             lines=len(self.settings.lines),
             mqtt=mqtt,
             features=[*FEATURES, *(["homeassistant"] if self.settings.homeassistant.discovery else [])],
@@ -163,7 +164,7 @@ class Board:
     def publish_jobs(self) -> list[str]:
         """The jobs that changed; returns those that ended just now."""
         changed, self._jobs = self._jobs, set()
-        now = self._steady.time()
+        now = self._clock.time()
         return [job for job in sorted(changed) if self._publish_job(job, now)]
 
     def jobs_changed(self, jobs: Iterable[str]) -> None:
@@ -223,8 +224,8 @@ class Board:
             counts=counts,
             rate_per_min=round(rate, 2),
             eta_s=round(left / rate * 60) if left and rate else (0 if not left else None),
-            started_at=payloads.timestamp(self._steady.told(started)),
-            ended_at=None if end is None else payloads.timestamp(self._steady.told(end)),
+            started_at=payloads.timestamp(started),
+            ended_at=None if end is None else payloads.timestamp(end),
         )
         self._publisher.set_payload(self._topics.job(name), job)
         return end != ended

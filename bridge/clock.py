@@ -46,13 +46,14 @@ class _Saved(TypedDict):
 
 
 class SteadyTime:
-    """Unix time that goes on evenly, also over restarts, whatever the wall clock is set to: what the store keeps is
-    measured with it, so that no wrong clock makes the bridge forget what it did, or take something for too old.
+    """Time that goes on evenly, also over restarts, whatever the wall clock is set to: what the store keeps is measured
+    with it, so that no wrong clock makes the bridge forget what it did, or take something for too old.
 
-    From one start of the machine to the next only the wall clock tells how long it was off. A machine without a battery
-    for its clock gets that wrong, and a virtual one that was paused does not know either. So a step forward that stands
-    for `BELIEVED_S` is taken for time that passed: it brings nearer when SMS expire (`believed`), and nothing else.
-    Until then those that would be over by it wait (`pending`).
+    It began as Unix time, and stands still while the machine is off. Only the wall clock tells how long that was, and
+    it may be wrong: without a battery until the network has mended it, in a virtual machine that was paused, or by
+    mistake. So a step forward, of which a start of the machine is one, is taken for time that passed when it stands for
+    `BELIEVED_S`: it brings nearer when SMS expire (`believed`), and nothing else. Until then those that would be over
+    by it wait (`pending`).
     """
 
     def __init__(self, clock: Clock, saved: str | None, last_sms: int) -> None:
@@ -60,34 +61,34 @@ class SteadyTime:
         self._clock = clock
         boot, up, wall = clock.boot_id, clock.boottime(), clock.time()
         self._state: _Saved = {"boot": boot, "offset": wall - up, "drift": 0.0, "at": wall, "first": last_sms}
-        if saved is not None:
-            old: _Saved = json.loads(saved)
-            drift, at = old["drift"], old["at"]
-            if boot and old["boot"] == boot and old["offset"] + up >= at - SMALL_S:
-                self._state = old
-            else:
-                self._state |= {"offset": max(wall - drift, at) - up, "drift": drift}
         self.pending = 0.0
-        "Seconds by which the wall clock was set forward a while ago; 0 when it was not, or not far."
+        "Seconds by which the wall clock went forward a while ago; 0 when it did not, or not far."
         self.believed = 0.0
         "Seconds that passed uncounted. To be set to 0 when the SMS were told."
         self._step = 0.0
-        self._since = 0.0
+        self._since = up
+        if saved is not None:
+            old: _Saved = json.loads(saved)
+            if boot and old["boot"] == boot and old["offset"] + up >= old["at"] - SMALL_S:
+                self._state = old
+            else:
+                self._state |= {"offset": old["at"] - up, "drift": old["drift"]}
+                self._step = wall - old["at"] - old["drift"]
+                self.pending = max(0.0, self._step)
+        self.off = self.pending
+        "How long the machine was off before this start of the bridge, as far as the wall clock knows; else 0."
 
     def time(self) -> float:
         """Now."""
         return self._state["offset"] + self._clock.boottime()
-
-    def told(self, at: float) -> float:
-        """A time that was kept, by the wall clock."""
-        return at + self._state["drift"] + self._step
 
     @property
     def upto(self) -> int:
         """The last SMS that `pending` and `believed` are about: in the first hour of a machine none that came since its
         start, as they lost no time.
         """
-        return self._state["first"] if self._since < YOUNG_S else 2**62
+        young = self._since < YOUNG_S and (self.pending or self.believed)
+        return self._state["first"] if young else 2**62
 
     def saved(self) -> str:
         """For the next run."""

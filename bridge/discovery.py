@@ -25,8 +25,6 @@ BIRTH_S = (1.0, 5.0)
 "After Home Assistant's birth: not at once, as everybody else does."
 MENDED_S = 10.0
 "After this long a device that somebody else overwrote is published again; doubling while they go on."
-REPLAYED_S = 5.0
-"A retained birth message this soon after a connection is an old one."
 ASKED_S = 10.0
 "After a refresh this long an empty topic is no deletion: Home Assistant empties one many times, for seconds."
 
@@ -66,7 +64,6 @@ class Discovery:
         "How often somebody else published to a topic of ours."
         self._asked: dict[str, float] = {}
         "When somebody asked for it last."
-        self._connected_at = 0.0
         self._deleted: set[str] = set()
         "By a user, in Home Assistant."
         self._born_at: float | None = None
@@ -104,7 +101,6 @@ class Discovery:
 
     def connected(self) -> None:
         """A broker that was away may have lost everything."""
-        self._connected_at = self._clock.monotonic()
         self._publish_soon(self._wanted)
         self.tick()
 
@@ -124,12 +120,10 @@ class Discovery:
         return not topic.startswith(f"{self._topics.base}/")
 
     def heard(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Home Assistant's birth, or anybody's device."""
+        """Home Assistant's birth, or anybody's device. `retain`: it is from before."""
         if topic == self._birth_topic:
-            now = self._clock.monotonic()
-            old = retain and now - self._connected_at < REPLAYED_S
-            if payload == b"online" and not old and self._born_at is None:
-                self._born_at = now + random.uniform(*BIRTH_S)
+            if payload == b"online" and not retain and self._born_at is None:
+                self._born_at = self._clock.monotonic() + random.uniform(*BIRTH_S)
         elif topic in self._wanted:
             self._ours_changed(topic, payload)
         elif payload and topic.startswith(self._names) and self._publisher.said(topic) is None:

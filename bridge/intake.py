@@ -332,7 +332,7 @@ class Intake:
         count = len(recipients)
         job = batch.run.new_id() if count > 1 else None
         if job is not None:
-            self._store.add_job(job, row.id, row.target, count, batch.at)
+            self._store.add_job(job, row.id, row.target, count, batch.wall)
             batch.jobs.add(job)
         listed = [self._queue(accepted, command, recipient, job, batch) for recipient in recipients]
         data |= {"job": job, "msgs": listed[:MAX_LISTED]}

@@ -359,7 +359,7 @@ class Ledger:
                     if self._reported(batch, row, event.state):
                         return
                     settled = True
-            if settled and not self._is_sending(event.line, event.number):
+            if settled and not self._awaits_report(event.line, event.number, batch.at):
                 return  # the report of another part, or a second one
         self._store.add_report(event.line, event.sms_no, event.state, event.number, batch.at)
 
@@ -369,8 +369,12 @@ class Ledger:
         session = line.session if line is not None else None
         return isinstance(session, SelfTest) and same_number(session.number, event.number)
 
-    def _is_sending(self, line: str, number: str) -> bool:
-        return any(row.line == line and same_number(row.number, number) for row in self._store.in_state("sending"))
+    def _awaits_report(self, line: str, number: str, at: float) -> bool:
+        """Whether an SMS to this number has no sms_no: the one of the report may be its own, and have come again."""
+        return any(
+            row.sms_no is None and row.state in ("sending", "sent", "unknown") and same_number(row.number, number)
+            for row in self._store.submitted(line, at - REPORT_WINDOW_S)
+        )
 
     def _settle_held_reports(self, batch: Batch, row: SmsRow) -> None:
         assert row.sms_no is not None
@@ -399,6 +403,8 @@ class Ledger:
         rows = [*self._store.in_state("queued"), *self._store.in_state("sending")]
         for row in rows:
             self._move(batch, row, "unknown", {}, evidence="restored")
+        for row in self._store.in_state("unknown"):
+            self._store.update_sms(row.n, reboots=None)  # others may have been sent since: no odometer tells of these
         log.error(
             "%s was restored, or its -epoch file is missing: the %d SMS waiting in it may have been sent since it was "
             "saved, so they are unknown and not sent again. No SMS leaves for %.0f s.",
@@ -558,8 +564,12 @@ class Ledger:
         ):
             return None  # an old one of this number
         rows = self._store.submitted(line, at - REPORT_WINDOW_S)
-        possible = [row for row in rows if same_number(row.number, number) and _could_be_reported(row)]
+        to_number = [row for row in rows if same_number(row.number, number)]
+        possible = [row for row in to_number if _could_be_reported(row)]
         open_ones = [row for row in possible if row.state in ("sending", "sent", "unknown")]
+        known = self._server.line(line)
+        if known is None or not known.repeat_safe:  # each of them may have gone out twice, with two sms_nos
+            possible = [row for row in to_number if row in possible or row.guarantee != "at_most_once"]
         return open_ones[0] if len(possible) == len(open_ones) == 1 else None
 
 

@@ -15,7 +15,7 @@ import random
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -109,7 +109,7 @@ class LinkConfig:
     subscriptions: tuple[str, ...] = ()
     replayed: tuple[str, ...] = ()
     """More of them: what others publish, of which only the present counts. With QoS 0 none of it waits in the session,
-    where it would take the room of commands; retained messages come at every connection."""
+    where it would take the room of commands. Retained messages come at every connection; only they are marked so."""
     session_expiry_s: int = 3600
     will_delay_s: int = 10
     keepalive_s: int = 30
@@ -141,8 +141,10 @@ class Handler(Protocol):
     def connected(self, *, session_present: bool, version: str) -> None:
         """Connected and subscribed; always the first call of a connection."""
 
-    def disconnected(self, reason: str) -> None:
-        """Follows every `connected`; what was not acknowledged is forgotten here."""
+    def disconnected(self, reason: str) -> bool:
+        """Follows every `connected`; what was not acknowledged is forgotten here. True when the caller knows why: no
+        other client took us over.
+        """
 
     def received(self, messages: list[Incoming]) -> None:
         """Never before `connected`. All that one wake-up brought, so that the caller can commit once."""
@@ -215,6 +217,11 @@ class MqttLink:
         if self._connection is not None and self._connection.number == message.connection:
             self._connection.acknowledge(message)
 
+    def listen(self, *, on: bool) -> None:
+        """Subscribe to commands, or no more; a connection begins with it. What is subscribed to as `replayed` stays."""
+        if self._connection is not None and self._connection.alive:
+            self._connection.listen(on=on)
+
     async def disconnect(self, *, clean: bool = True) -> None:
         """Send what was published and a DISCONNECT, so that no will is published; then `run` returns.
 
@@ -237,22 +244,23 @@ class MqttLink:
         if self._versions.ended(connection):
             return 0.0  # try the other version at once
         self._warn(f"{self._config.address}: {connection.reason}")
-        if connection.ready:
-            self._handler.disconnected(connection.reason)
-        if self._taken_over(connection):
+        explained = connection.ready and self._handler.disconnected(connection.reason)
+        if self._taken_over(connection, explained):
             return self._takeover_wait()
         low, high = self._config.backoff_s
         ceiling = min(high, low * 2.0 ** min(self._attempts, 30))
         self._attempts += 1
         return random.uniform(0, ceiling)  # full jitter: bridges must not come back in step
 
-    def _taken_over(self, connection: "_Connection") -> bool:
+    def _taken_over(self, connection: "_Connection", explained: bool) -> bool:
         """Brokers don't always say it: some close the connection soon after CONNACK, each time."""
         if connection.age is None:
             self._quick_closes = 0
             return False
         if connection.age >= self._config.stable_s:
             self._attempts = self._quick_closes = 0
+        elif explained:
+            self._quick_closes = 0
         elif connection.code in UNEXPLAINED:
             self._quick_closes += 1
         if connection.age > self._config.takeover_s[1]:
@@ -403,6 +411,12 @@ class _Connection:
     def acknowledge(self, message: Incoming) -> None:
         if message.mid and self._ended_at is None:  # QoS 0 has no packet id
             self._client.ack(message.mid, 1)
+
+    def listen(self, *, on: bool) -> None:
+        if on:
+            self._subscribe(())
+        else:
+            self._client.unsubscribe(list(self._config.subscriptions))
 
     async def disconnect(self) -> None:
         """Returns when the broker has closed its side too, or after a while."""
@@ -597,13 +611,19 @@ class _Connection:
             self._client.disconnect()
         elif not self._filters:
             self._granted = []
-        elif self.protocol == V5:
-            always = [(each, _options(qos=1, retain_handling=1)) for each in self._config.subscriptions]
-            present = [(each, _options(qos=0, retain_handling=0)) for each in self._config.replayed]
-            self._client.subscribe([*always, *present])
         else:
-            always_qos = [(each, 1) for each in self._config.subscriptions]
-            self._client.subscribe([*always_qos, *((each, 0) for each in self._config.replayed)])
+            self._subscribe(self._config.replayed)
+
+    def _subscribe(self, replayed: Iterable[str]) -> None:
+        if self.protocol == V5:
+            always = SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True, retainHandling=1)
+            present = SubscribeOptions(qos=0, noLocal=True, retainAsPublished=False, retainHandling=0)
+            commands = [(each, always) for each in self._config.subscriptions]
+            self._client.subscribe([*commands, *((each, present) for each in replayed)])
+        else:
+            self._client.subscribe(
+                [*((each, 1) for each in self._config.subscriptions), *((each, 0) for each in replayed)]
+            )
 
     def _on_subscribe(self, _c: Any, _u: Any, _mid: int, reasons: list[ReasonCode], _p: Any) -> None:
         self._granted = [reason.value for reason in reasons]
@@ -731,10 +751,6 @@ class _Packed(Properties):
 
     def pack(self) -> bytes:
         return self.packed
-
-
-def _options(*, qos: int, retain_handling: int) -> SubscribeOptions:
-    return SubscribeOptions(qos=qos, noLocal=True, retainAsPublished=True, retainHandling=retain_handling)
 
 
 def _properties(packet_type: int, publication: Publication | None = None, **values: object) -> Properties:

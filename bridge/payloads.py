@@ -35,6 +35,7 @@ BridgeEventType = Literal[
     "line_offline",
     "line_unknown",
     "line_unauthorized",
+    "line_moved",
     "gateway_reboot",
     "outage_gap",
     "store_restored",
@@ -426,6 +427,8 @@ class BridgeInfo:
     "Name of this bridge."
     started_at: Time
     "When this run began: RFC 3339, UTC."
+    serving_since: Time | None
+    "Since when this bridge is the one that serves the base topic; null while it asks whether another one does."
     lines: int
     "Configured lines."
     mqtt: MqttInfo

@@ -3,10 +3,14 @@
 The outbox is the SQLite table; this holds the part of it that is next, and what is in flight. Facts keep their order;
 a state that changes again before it was sent is sent once. Nothing is dropped before its PUBACK: after a lost
 connection everything unacknowledged is sent again, with the same id.
+
+Some brokers refuse by closing the connection: on MQTT 3.1.1 all of them what is too large, some what their ACL forbids.
+`Suspicion` finds such a publication, and it is held, so that it does not close every connection before the others are
+through.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -24,10 +28,12 @@ DOCUMENTS_IN_FLIGHT = 4
 "They are large: what comes behind them must not wait long."
 DOCUMENTS_TURN = 16
 "And so often one of them goes before facts and states that never end."
-DOCUMENTS_HELD_S = (600.0, 86400.0)
-"A broker that closes the connection twice in a row over documents gets none for the first, doubling to the second."
 PARK_S = (60.0, 3600.0)
 "A refused publication is tried again after the first, doubling to the second."
+HELD_S = (60.0, 86400.0)
+"The same for what made the broker close the connection: an attempt costs all others their connection."
+ALONE_S = 30.0
+"So long others wait for the acknowledgement of what is sent alone: a broker may never say anything."
 
 
 @dataclass(slots=True)
@@ -44,6 +50,11 @@ class RetainedState:
 
 
 Item = OutboxRow | RetainedState
+Key = int | str
+
+
+def _key(item: Item) -> Key:
+    return item.n if isinstance(item, OutboxRow) else item.topic
 
 
 @dataclass(slots=True)
@@ -52,6 +63,39 @@ class Parked:
 
     item: Item
     retry_at: float
+
+
+class Suspicion:
+    """Which publication made the broker close the connection.
+
+    Brokers acknowledge in order, so it should be the first of those in flight. That one is sent alone on the next
+    connection: an acknowledgement clears it, another end convicts it. When it was cleared and the connection ends all
+    the same, acknowledgements are lost on their way: then all that were in flight are sent alone. So the verdict comes
+    with the second or third end; the link would call the third a takeover (`mqtt.QUICK_CLOSES`). A broker or a network
+    that dies at any moment seldom does so twice in a row over the same publication, the second time alone in flight.
+    """
+
+    def __init__(self) -> None:
+        self.alone: set[Key] = set()
+        "What is sent with nothing else in flight."
+        self._doubtful: set[Key] = set()
+        "In flight when a connection ended, and not acknowledged since."
+
+    def ended(self, in_flight: list[Key]) -> bool:
+        """A connection ended; true when that was the doing of the only publication in flight."""
+        if not in_flight:
+            return False
+        if len(in_flight) == 1 and in_flight[0] in self._doubtful:
+            self.clear(in_flight[0])
+            return True
+        self.alone = {*self._doubtful, *in_flight} if self._doubtful else {in_flight[0]}
+        self._doubtful.update(in_flight)
+        return False
+
+    def clear(self, key: Key) -> None:
+        """No longer suspect this one."""
+        self.alone.discard(key)
+        self._doubtful.discard(key)
 
 
 class Publisher:
@@ -69,6 +113,8 @@ class Publisher:
         self._base = f"{topics.base}/"
         self._birth = RetainedState(topics.bridge("availability"), b"online", None, None)
         self._born = False
+        self._only: Collection[str] | None = None
+        "The retained topics that may be published; None is all."
         self._facts: deque[OutboxRow] = deque()
         self._loaded = 0
         "Everything up to this number of the outbox is in memory or done."
@@ -80,13 +126,20 @@ class Publisher:
         self.accepted: set[str] = set()
         "Topics of documents that the broker took in this run."
         self._documents_in_flight = 0
-        self._documents_closed = 0
-        "Connections in a row that ended with a document in flight."
-        self._documents_from = 0.0
-        "No document is sent before this time."
         self._in_flight: dict[int, Item] = {}
-        self._parked: dict[int | str, Parked] = {}
-        self._delays: dict[int | str, float] = {}
+        self._parked: dict[Key, Parked] = {}
+        self._delays: dict[Key, float] = {}
+        self._suspicion = Suspicion()
+        self._alone_until = 0.0
+        "Until then nothing is sent beside what is in flight; 0 when that is not to be alone."
+        self._held: dict[str, Item] = {}
+        "By topic, what made the broker close the connection; the next to be tried first."
+        self._untried: set[str] = set()
+        "Of these topics, those where it was not tried again: it may be innocent."
+        self._left_out: int | None = None
+        "The first fact of the outbox that is neither in memory nor done, as it is like one that is held."
+        self._try_from = 0.0
+        self._try_delay = 0.0
         self._done: list[int] = []
         self._turn = 0
 
@@ -142,31 +195,32 @@ class Publisher:
 
     def is_refused(self, topic: str) -> bool:
         """The broker refused what a retained topic says."""
-        return topic in self._parked
+        return topic in self._parked or topic in self._held
 
     # -- the link's events
 
     def connected(self) -> None:
         """Everything not acknowledged, and every state, is to be sent on this connection."""
         self._born = False
-        self.retry_parked()
+        self._unpark(list(self._parked))
         self.refresh(self._base)
 
-    def disconnected(self, now: float) -> bool:
-        """What was in flight is to be sent again; true when the broker seems not to bear documents, and gets none."""
-        rows = sorted((item for item in self._in_flight.values() if isinstance(item, OutboxRow)), key=lambda row: row.n)
-        self._facts.extendleft(reversed(rows))
-        for item in self._in_flight.values():
-            if isinstance(item, RetainedState) and item.topic in self._states:
-                self._queue(self._states[item.topic])
+    def disconnected(self, now: float) -> Item | None:
+        """What was in flight is to be sent again, but the publication for which the broker closed the connection; which
+        is returned.
+        """
+        items = list(self._in_flight.values())
         self._in_flight.clear()
-        self._documents_closed = self._documents_closed + 1 if self._documents_in_flight else 0
         self._documents_in_flight = 0
-        if self._documents_closed < 2:
-            return False
-        first, longest = DOCUMENTS_HELD_S
-        self._documents_from = now + min(longest, first * 2.0 ** (self._documents_closed - 2))
-        return True
+        closer = None
+        if (len(items) == 1 and self._is_held(items[0])) or self._suspicion.ended([_key(item) for item in items]):
+            closer = items.pop()
+            self._hold(closer, now)
+        else:
+            self._try_held(now)  # when that was a restart, the broker may have another configuration
+        self._facts.extendleft(sorted((item for item in items if isinstance(item, OutboxRow)), key=lambda row: -row.n))
+        self._queue_first(self._states[item.topic] for item in items if item.topic in self._states)
+        return closer
 
     def acknowledged(self, acks: list[tuple[int, int]], now: float) -> list[tuple[Item, int]]:
         """Take PUBACKs; returns the publications of which somebody should hear, with their reason codes."""
@@ -175,6 +229,7 @@ class Publisher:
             item = self._in_flight.pop(token, None)
             if item is None:
                 continue
+            self._answered(item)
             if isinstance(item, RetainedState):
                 self._documents_in_flight -= item.document
             if code >= REFUSED and not self._is_courtesy(item):
@@ -199,9 +254,13 @@ class Publisher:
 
     def retry_parked(self, now: float | None = None) -> None:
         """Try refused publications again: those that are due, or all."""
-        due = [key for key, parked in self._parked.items() if now is None or now >= parked.retry_at]
+        if now is None:
+            self._try_held(0.0)
+        self._unpark([key for key, parked in self._parked.items() if now is None or now >= parked.retry_at])
+
+    def _unpark(self, keys: list[Key]) -> None:
         rows = []
-        for key in due:
+        for key in keys:
             item = self._parked.pop(key).item
             if isinstance(item, OutboxRow):
                 rows.append(item)
@@ -212,6 +271,19 @@ class Publisher:
         if rows:
             self._facts = deque(sorted([*rows, *self._facts], key=lambda row: row.n))
 
+    def say_only(self, topics: Collection[str] | None) -> None:
+        """Of the retained topics publish only these; None is all. Facts and results are published anyway."""
+        self._only = topics
+
+    def say_again(self, topic: str) -> None:
+        """Publish a state again, before other states."""
+        if topic in self._states:
+            self._queue_first([self._states[topic]])
+
+    def waits(self, topic: str) -> bool:
+        """What a retained topic says is still to be published, or acknowledged."""
+        return topic in self._to_send or any(item.topic == topic for item in self._in_flight.values())
+
     def say_online_again(self) -> None:
         """Somebody else said that the bridge is offline."""
         self._born = False
@@ -219,6 +291,7 @@ class Publisher:
     def say_goodbye(self) -> None:
         """From now on the bridge is offline; said after all states, as the birth message was, and without documents."""
         self._documents.clear()
+        self._let_go(self._birth.topic)
         self._birth = RetainedState(self._birth.topic, b"offline", None, None)
         self._born = False
 
@@ -233,10 +306,10 @@ class Publisher:
         wall = self._clock()
         room = link.room
         while room > 0 and (item := self._next(now)) is not None:
-            room -= 1
             try:
                 token = link.publish(self._publication(item, wall))
             except UnsendableError:
+                self._answered(item)
                 if self._is_courtesy(item):
                     self._done.append(item.n)
                 else:
@@ -246,8 +319,11 @@ class Publisher:
             if token is None:
                 self._put_back(item)
                 break
+            room -= 1
             self.published += 1
             self._in_flight[token] = item
+            alone = _key(item) in self._suspicion.alone or self._is_held(item)
+            self._alone_until = now + ALONE_S if alone else 0.0
             if isinstance(item, RetainedState):
                 self._documents_in_flight += item.document
         return unsendable
@@ -273,6 +349,7 @@ class Publisher:
         """Unix time of the oldest message that the broker does not have."""
         rows = [item for item in self._in_flight.values() if isinstance(item, OutboxRow)]
         rows += [parked.item for parked in self._parked.values() if isinstance(parked.item, OutboxRow)]
+        rows += [item for item in self._held.values() if isinstance(item, OutboxRow)]
         if self._facts:
             rows.append(self._facts[0])
         return min((row.at for row in rows), default=self._oldest if self._more else None)
@@ -290,19 +367,44 @@ class Publisher:
     @property
     def idle(self) -> bool:
         """Nothing is in flight and nothing waits that could be sent now."""
-        return self._born and not self._in_flight and not self._to_send and not self._facts and not self._more
+        states = self._only is None and (self._to_send or not self._born)
+        return not (states or self._in_flight or self._facts or self._more)
 
     def _queue(self, state: RetainedState) -> None:
         mine, other = (self._documents, self._to_send) if state.document else (self._to_send, self._documents)
         mine[state.topic] = None
         other.pop(state.topic, None)
 
+    def _queue_first(self, states: Iterable[RetainedState]) -> None:
+        """In the order in which they were sent: else each connection could end over another one."""
+        again = list(states)
+        self._to_send = {state.topic: None for state in again if not state.document} | self._to_send
+        self._documents = {state.topic: None for state in again if state.document} | self._documents
+
     def _next(self, now: float) -> Item | None:
+        """What is to be sent now."""
+        if self._in_flight and self._alone_until:
+            if now < self._alone_until:
+                return None
+            self._suspicion.alone.clear()
+        while (item := self._choose()) is not None and self._is_held(item):
+            if isinstance(item, OutboxRow):
+                self._leave_out(item)
+        if item is None:
+            return self._next_held(now)
+        if self._in_flight and _key(item) in self._suspicion.alone:
+            self._put_back(item)
+            return None
+        return item
+
+    def _choose(self) -> Item | None:
         """States and then the birth message; after that mostly facts, as an alarm must not wait for 10,000 states. What
         is left goes to documents.
         """
+        if self._only is not None:
+            return self._choose_state(self._only) or (self._facts.popleft() if self._has_facts() else None)
         self._turn += 1
-        if self._born and self._turn % DOCUMENTS_TURN == 0 and (document := self._next_document(now)) is not None:
+        if self._born and self._turn % DOCUMENTS_TURN == 0 and (document := self._next_document()) is not None:
             return document
         if self._to_send and (not self._born or self._turn % 4 == 0 or not self._has_facts()):
             topic = next(iter(self._to_send))
@@ -313,23 +415,39 @@ class Publisher:
                 return None  # `online` only when every retained state is in place
             self._born = True
             return self._birth
-        return self._facts.popleft() if self._has_facts() else self._next_document(now)
+        return self._facts.popleft() if self._has_facts() else self._next_document()
 
-    def _next_document(self, now: float) -> RetainedState | None:
-        if not self._documents or self._documents_in_flight >= DOCUMENTS_IN_FLIGHT or now < self._documents_from:
+    def _choose_state(self, topics: Iterable[str]) -> RetainedState | None:
+        for topic in topics:
+            if topic in self._to_send:
+                del self._to_send[topic]
+                return self._states[topic]
+        return None
+
+    def _next_document(self) -> RetainedState | None:
+        if not self._documents or self._documents_in_flight >= DOCUMENTS_IN_FLIGHT:
             return None
+        if any(isinstance(item, RetainedState) and item.document for item in self._held.values()):
+            return None  # what is wrong with one is wrong with all
         topic = next(iter(self._documents))
         del self._documents[topic]
         return self._states[topic]
 
     def _has_facts(self) -> bool:
-        if not self._facts and self._more and self._parked_facts < IN_MEMORY:
+        while not self._facts and self._more and self._parked_facts < IN_MEMORY:
             page = self._store.outbox(self._loaded, IN_MEMORY)
             self._more = len(page) == IN_MEMORY
-            self._facts.extend(page)
+            taken = self._taken
+            self._facts.extend(row for row in page if row.n not in taken)
             if page:
                 self._loaded = page[-1].n
         return bool(self._facts)
+
+    @property
+    def _taken(self) -> set[int]:
+        """What is elsewhere, should a page be read once more."""
+        items = [*self._in_flight.values(), *self._held.values(), *(parked.item for parked in self._parked.values())]
+        return {*self._done, *(item.n for item in items if isinstance(item, OutboxRow))}
 
     def _publication(self, item: Item, wall: float) -> Publication:
         match item:
@@ -361,7 +479,7 @@ class Publisher:
         elif item is self._birth:
             self._born = False
         else:
-            self._queue(item)
+            self._queue_first([item])
 
     @property
     def _parked_facts(self) -> int:
@@ -373,3 +491,69 @@ class Publisher:
         self._delays[key] = delay
         self.refused += 1
         self._parked[key] = Parked(item, now + delay)
+
+    # -- what makes the broker close the connection
+
+    def _hold(self, item: Item, now: float) -> None:
+        """Send it no more, but alone and seldom; and nothing that is like it (`_is_held`)."""
+        self.refused += 1
+        if self._is_courtesy(item):
+            self._done.append(item.n)
+            return
+        earlier = self._held.pop(item.topic, None)
+        first, longest = HELD_S
+        if earlier is not None and _key(earlier) == _key(item):
+            self._held[item.topic] = item  # behind the others
+            self._untried.discard(item.topic)
+            if not self._untried:
+                self._try_delay = min(2 * max(first, self._try_delay), longest)
+        else:
+            self._held = {item.topic: item, **self._held}
+            self._untried.add(item.topic)
+            if isinstance(earlier, OutboxRow):
+                self._leave_out(earlier)
+        self._try_from = now + (first if self._untried else self._try_delay)
+
+    def _is_held(self, item: Item) -> bool:
+        """It, or one on the same topic that is not much smaller, made the broker close the connection."""
+        held = self._held.get(item.topic) if self._held else None
+        return held is not None and 2 * len(item.body) >= len(held.body)
+
+    def _leave_out(self, row: OutboxRow) -> None:
+        """There may be many: they stay in the store."""
+        self._left_out = row.n if self._left_out is None else min(self._left_out, row.n)
+
+    def _let_go(self, topic: str) -> None:
+        self._held.pop(topic, None)
+        self._untried.discard(topic)
+
+    def _try_held(self, since: float) -> None:
+        self._try_from, self._try_delay = min(self._try_from, since), 0.0
+
+    def _next_held(self, now: float) -> Item | None:
+        """One of them, when there is nothing else to do: the connection may not outlive it."""
+        leaving = self._birth.body == b"offline"
+        while self._held and self._born and not self._in_flight and not leaving and now >= self._try_from:
+            topic, item = next(iter(self._held.items()))
+            if isinstance(item, OutboxRow) or item.topic == self._birth.topic:
+                return item
+            if (state := self._states.get(topic)) is not None:
+                self._documents.pop(topic, None)
+                self._held[topic] = state
+                return state
+            self._let_go(topic)
+        return None
+
+    def _answered(self, item: Item) -> None:
+        """The broker bears this one."""
+        self._suspicion.clear(_key(item))
+        if not self._is_held(item):
+            return
+        self._let_go(item.topic)
+        if isinstance(item, RetainedState):
+            if self._states.get(item.topic, item) is not item:
+                self._queue(self._states[item.topic])
+        elif self._left_out is not None:
+            self._facts = deque(row for row in self._facts if row.n < self._left_out)
+            self._loaded = min(self._loaded, self._left_out - 1)
+            self._more, self._left_out = True, None

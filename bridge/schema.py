@@ -319,6 +319,10 @@ def _examples() -> dict[type, tuple[object, ...]]:
                 "line_unauthorized", "Wrong password for line goip1.", line="goip1", address="192.0.2.7:3", count=1
             ),
             _bridge_event(
+                "line_moved", "Line goip1 was at 192.168.1.20 and registers from 192.168.1.66 now.", line="goip1",
+                gateway="rack1", address="192.168.1.66:5060", count=1,
+            ),
+            _bridge_event(
                 "gateway_reboot", "The gateway restarted.", line="goip1", gateway="rack1", address="192.168.1.20:10991"
             ),
             _bridge_event("outage_gap", "Nothing was taken meanwhile.", from_=_STARTED, to=_TIME),
@@ -350,7 +354,7 @@ def _examples() -> dict[type, tuple[object, ...]]:
         ),
         payloads.BridgeInfo: (
             payloads.BridgeInfo(
-                version="0.1.0", api=1, instance="home", started_at=_STARTED, lines=2,
+                version="0.1.0", api=1, instance="home", started_at=_STARTED, serving_since=_STARTED, lines=2,
                 mqtt=payloads.MqttInfo(version="5", session_present=True), features=["sms", "delivery", "ussd"],
                 config=Settings.model_validate(_CONFIG).public_dict(),
             ),

@@ -14,6 +14,7 @@ from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.settings import BrokerUrl, ConfigError, Settings
 from bridge.store import Store, StoreError, StoreUnusable
 from bridge.supervisor import RESTART, Keeper
+from bridge.udp import UdpSocket
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,17 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
         loop.add_reader(keeper.lifeline, os._exit, 1)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+
+    def serving(udp: UdpSocket) -> None:
+        keeper.serving(udp.socket)
+        say_alive()
+
+    def say_alive() -> None:
+        """From within the event loop: when it hangs, nothing is said."""
+        if keeper.alive_s is not None:
+            keeper.alive()
+            loop.call_later(keeper.alive_s, say_alive)
+
     broker = EmbeddedBroker() if settings.mqtt.url is None else None
     store = None
     try:
@@ -57,7 +69,7 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
         bridge = Bridge(settings, store, reload)
         loop.add_signal_handler(signal.SIGHUP, bridge.reload_on_signal)
         bridge.can_restart = keeper.restarts
-        await bridge.run(stop, address, keeper.held, lambda udp: keeper.serving(udp.socket))
+        await bridge.run(stop, address, keeper.held, serving)
         if bridge.restart_asked:
             return RESTART
     except (StoreUnusable, BrokerError) as error:

@@ -406,7 +406,7 @@ class Store:
     # -- SMS
 
     def add_job(self, job: str, cmd: str, line: str, total: int, started: float) -> None:
-        """Begin a job."""
+        """Begin a job, at a time as it is told."""
         self._db.execute("INSERT INTO job VALUES (?, ?, ?, ?, ?, NULL)", (job, cmd, line, total, started))
 
     def add_sms(self, **columns: Any) -> int:
@@ -499,7 +499,7 @@ class Store:
         return dict(self._db.execute("SELECT state, count(*) FROM sms WHERE job = ? GROUP BY state", (job,)).fetchall())
 
     def end_jobs(self, jobs: Iterable[str], at: float) -> None:
-        """Note that nothing of these jobs waits any more."""
+        """Note that nothing of these jobs waits any more, at a time as it is told."""
         rows = ((at, job) for job in jobs)
         self._db.executemany("UPDATE job SET ended = ? WHERE job = ? AND ended IS NULL", rows)
 
@@ -553,19 +553,19 @@ class Store:
 
     # -- housekeeping
 
-    def prune(self, *, repeats: float, commands: float, sms: float) -> list[str]:
-        """Forget what is older than these unix times; returns the jobs forgotten."""
+    def prune(self, *, repeats: float, commands: float, sms: float, jobs: float) -> list[str]:
+        """Forget what is older than these times; returns the jobs forgotten."""
         db = self._db
         db.execute("DELETE FROM repeat WHERE at < ?", (repeats,))
         db.execute("DELETE FROM command WHERE at < ? AND result IS NOT NULL", (commands,))
-        jobs = [row[0] for row in db.execute("SELECT job FROM job WHERE ended < ?", (sms,))]
-        db.execute("DELETE FROM job WHERE ended < ?", (sms,))
+        forgotten = [row[0] for row in db.execute("SELECT job FROM job WHERE ended < ?", (jobs,))]
+        db.execute("DELETE FROM job WHERE ended < ?", (jobs,))
         db.execute(
             "DELETE FROM sms WHERE changed < ? AND state NOT IN ('queued', 'sending') "
             "AND (job IS NULL OR job NOT IN (SELECT job FROM job))",
             (sms,),
         )
-        return jobs
+        return forgotten
 
 
 def _number_in(path: Path) -> int | None:

@@ -1,13 +1,14 @@
 """`goip-bridge run`: a small process that starts the bridge, holds its UDP socket, and starts it again when it dies.
 
 The bridge itself (bridge/service.py) is the worker. It binds the socket and hands a duplicate up when it serves; every
-later worker gets that one, and reads what gateways sent while none ran. Nothing of the bridge is imported here, so that
-this process stays small and has little that could fail.
+later worker gets that one, and reads what gateways sent while none ran. One that hangs is killed. Nothing of the bridge
+is imported here, so that this process stays small and has little that could fail.
 
-Supervisor and worker have a pair of stream sockets between them, and say all they have to say in one byte each:
+Supervisor and worker have a pair of stream sockets between them, and say all they have to say in single bytes:
 
-- down, at the start: with the held socket, if there is one;
-- up, when the worker serves: with the socket it bound, if none was held;
+- down, once, at the start: with the held socket, if there is one;
+- up, every few seconds while the worker serves, from within its event loop: it is well. The first one comes with the
+  socket that it bound, if none was held. A worker that falls silent hangs;
 - end of file: the other side is gone.
 
 Under systemd's socket activation systemd does all of this, and the bridge runs in this process.
@@ -22,7 +23,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,19 @@ STOP_S = 9.0
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 10.0
 "After this long without dying, the next restart comes without delay again."
+ALIVE_S = 5.0
+"How often a worker says that it is well."
+HANG_S = 60.0
+"""A worker that has served and says nothing for so long hangs. Generous: its event loop stands still while it waits for
+the disk, and a worn SD card may take many seconds for a sync. Before it serves it has all the time it needs."""
+LOOKS = 12
+"How often we look at the worker in that time."
 RESTART = 75
 "Exit code of a worker that is to be started again because somebody asked for it (EX_TEMPFAIL of sysexits.h)."
 SYSTEMD_FIRST_FD = 3
 "SD_LISTEN_FDS_START."
+NOTIFY_S = 5.0
+"For systemd to take notice: it may be busy, but must not stop us for ever."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     if args.no_supervisor or systemd.held is not None:
         return _serve(args, systemd)
     # As we were started, whether as a module or as a script, and with the interpreter's own options.
-    return Supervisor([sys.executable, *sys.orig_argv[1:]], systemd.notify).run()
+    return Supervisor([sys.executable, *sys.orig_argv[1:]], systemd).run()
 
 
 def set_up_logging(*, verbose: bool = False) -> None:
@@ -87,15 +97,18 @@ class Supervisor:
     def __init__(
         self,
         command: Sequence[str],
-        notify: Callable[[str], None] = lambda _: None,
+        systemd: "Systemd | None" = None,
         *,
         stop_s: float = STOP_S,
+        hang_s: float = HANG_S,
         longest_pause_s: float = LONGEST_PAUSE_S,
         steady_s: float = STEADY_S,
     ) -> None:
         self._command = list(command)
-        self._notify = notify
+        self._systemd = systemd or Systemd({})
         self._stop_s = stop_s
+        self._hang_s = hang_s
+        self._look_s = min(hang_s / LOOKS, self._systemd.alive_s or hang_s)
         self._longest_pause_s = longest_pause_s
         self._steady_s = steady_s
         self._held: socket.socket | None = None
@@ -104,6 +117,8 @@ class Supervisor:
         "How the last worker ended: its exit code, or the signal as a negative number."
         self._pair: socket.socket | None = None
         self._serving = False
+        self._silence = 0.0
+        "For how long we have listened to the worker, and heard nothing."
         self._ever_served = False
         self._reload = False
         "SIGHUP came while nobody could take it."
@@ -122,6 +137,8 @@ class Supervisor:
                 self._attend(None if self._killed else self._kill_at)
                 if self._kill_at is not None and time.monotonic() >= self._kill_at:
                     self._kill()
+                elif self._kill_at is None and self._serving and self._silence >= self._hang_s:
+                    self._kill_hanging()
             if self._kill_at is not None:
                 return self._stopped()
             if not self._ever_served:
@@ -172,9 +189,14 @@ class Supervisor:
             _send(self._pair, self._held)
 
     def _attend(self, until: float | None) -> None:
-        """Wait for a signal or for the worker's word, and act on it; `until` is a time by the monotonic clock."""
-        timeout = None if until is None else max(0.0, until - time.monotonic())
+        """Wait for a signal, the worker's word or the next look, and act; `until` is a time by the monotonic clock."""
+        began = time.monotonic()
+        timeout = self._look_s if until is None else max(0.0, min(self._look_s, until - began))
         select.select([self._wakeup, *([self._pair] if self._pair is not None else [])], [], [], timeout)
+        # A look counts as one, however long it took: when we were stopped, or the whole machine, so was the worker, and
+        # it shall have its time to speak. (While the machine is suspended, this clock stands still.)
+        self._silence += min(time.monotonic() - began, self._look_s)
+        self._systemd.alive()
         self._listen()
         with contextlib.suppress(BlockingIOError):
             for number in self._wakeup.recv(4096):
@@ -186,7 +208,7 @@ class Supervisor:
         elif number == signal.SIGHUP:
             self._reload = not (self._serving and self._signal(number))
         elif number in (signal.SIGTERM, signal.SIGINT) and self._kill_at is None:
-            self._notify("STOPPING=1")
+            self._systemd.notify("STOPPING=1")
             self._kill_at = time.monotonic() + self._stop_s
             self._signal(signal.SIGTERM)
 
@@ -198,7 +220,7 @@ class Supervisor:
                     self._ended(os.waitstatus_to_exitcode(ended[1]))
 
     def _listen(self) -> None:
-        """Hear whether the worker serves."""
+        """Hear whether the worker serves and is well."""
         if self._pair is None:
             return
         try:
@@ -212,8 +234,11 @@ class Supervisor:
             self._pair = None
             return
         self._held = sent or self._held
+        self._silence = 0.0
+        if self._serving:
+            return
         self._serving = self._ever_served = True
-        self._notify("READY=1")
+        self._systemd.notify("READY=1")
         if self._reload and self._signal(signal.SIGHUP):
             self._reload = False
 
@@ -234,9 +259,18 @@ class Supervisor:
 
     def _kill(self) -> None:
         if not self._killed:
-            log.error("the bridge did not stop within %g s; killing it", self._stop_s)
             self._killed = True
             self._signal(signal.SIGKILL)
+            log.error("the bridge did not stop within %g s; killing it", self._stop_s)
+
+    def _kill_hanging(self) -> None:
+        """Only its death, which may have to wait for its disk, lets another one begin: they would share the store."""
+        self._signal(signal.SIGKILL)  # first: the log may be what it hangs on
+        self._serving = False
+        log.error(
+            "the bridge hangs: it gave no sign of life for %g s. Killing it, to start it again when it is dead",
+            self._hang_s,
+        )
 
     # -- the end
 
@@ -295,7 +329,7 @@ def _send(pair: socket.socket, shared: socket.socket | None) -> None:
 
 
 def _receive(pair: socket.socket) -> tuple[bytes, socket.socket | None]:
-    word, descriptors, _, _ = socket.recv_fds(pair, 1, 1)
+    word, descriptors, _, _ = socket.recv_fds(pair, 4096, 1)
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
         return word, socket.socket(fileno=descriptor)
@@ -310,6 +344,8 @@ class Supervised:
 
     restarts = True
     "A bridge that ends with `RESTART` is started again."
+    alive_s: float | None = ALIVE_S
+    "How often to call `alive`, once the bridge serves; None for never."
 
     def __init__(self, fd: int) -> None:
         self.lifeline: socket.socket | None = socket.socket(fileno=fd)
@@ -328,6 +364,12 @@ class Supervised:
         with contextlib.suppress(OSError):  # it is gone: so are we, soon
             _send(self.lifeline, bound if self.held is None else None)
 
+    def alive(self) -> None:
+        """The bridge serves, and is well. Never waits: what finds no room is one of many that nobody has read yet."""
+        assert self.lifeline is not None
+        with contextlib.suppress(OSError):
+            self.lifeline.send(b".", socket.MSG_DONTWAIT)
+
 
 class UnusableSocketError(Exception):
     """What systemd passed is not a UDP socket; the text says what to do."""
@@ -345,6 +387,9 @@ class Systemd:
         self._notify_path = environment.pop("NOTIFY_SOCKET", "")
         self.restarts = bool(self._notify_path)
         "Our unit says Restart=always."
+        watchdog_s = _watchdog_s(environment)
+        self.alive_s = watchdog_s if self._notify_path else None
+        "How often to call `alive`; None for never."
         for_us = environment.pop("LISTEN_PID", "") == str(os.getpid())
         count = environment.pop("LISTEN_FDS", "")
         environment.pop("LISTEN_FDNAMES", None)
@@ -355,16 +400,30 @@ class Systemd:
         """The bridge serves."""
         self.notify("READY=1")
 
-    def notify(self, state: str) -> None:
-        """Tell the service manager, where it wants to know (Type=notify)."""
+    def alive(self) -> None:
+        """The bridge is well (WatchdogSec=). Never waits: the next time will do as well."""
+        if self.alive_s is not None:
+            self.notify("WATCHDOG=1", 0)
+
+    def notify(self, state: str, longest_s: float = NOTIFY_S) -> None:
+        """Tell the service manager, where it wants to know (Type=notify); wait so long if it is busy."""
         if not self._notify_path:
             return
         path = self._notify_path
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(longest_s)
             sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
 
 
 Keeper = Supervised | Systemd
+
+
+def _watchdog_s(environment: MutableMapping[str, str]) -> float | None:
+    """Half of what systemd waits for a sign of life, as its manual advises; None if it waits for none of ours."""
+    interval = environment.pop("WATCHDOG_USEC", "")
+    if environment.pop("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not interval.isdecimal():
+        return None
+    return int(interval) / 1e6 / 2 or None
 
 
 def _passed_socket(count: int) -> socket.socket:

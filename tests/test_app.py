@@ -10,7 +10,7 @@ import pytest
 
 from bridge.app import HELD_DATAGRAMS, MAX_SENDID, Bridge
 from bridge.goip.server import LineMemory
-from bridge.mqtt import Incoming
+from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.store import Store
 
@@ -151,8 +151,28 @@ async def test_while_another_bridge_may_be_at_work_nothing_new_is_sent(store: St
     bridge.received([command("goip/l0/cmd/sms", b'{"to":"1","text":"x"}')])
     bridge.datagrams_received([(b"req:2;id:l0;pass:p;", ("127.0.0.1", 4000))])
     assert [data.split()[0] for data in sent] == [b"reg:1;status:200;", b"reg:2;status:200;"]
+    bridge.link = bridge.publisher.link = link = Link()  # type: ignore[assignment]
     bridge.connected(session_present=True, version="5")
+    assert [publication.topic for publication in link.published if publication.retain] == ["goip/bridge/info"]
+    assert len(sent) == 2
+    bridge.published([(token, 0) for token in range(len(link.published))])
     assert [data.split()[0] for data in sent][2:] == [b"MSG"]
+
+
+class Link:
+    """An MQTT link's side of publishing: a token is the place in what was published."""
+
+    connected, room = True, 100
+
+    def __init__(self) -> None:
+        self.published: list[Publication] = []
+
+    def publish(self, publication: Publication) -> int:
+        self.published.append(publication)
+        return len(self.published) - 1
+
+    def acknowledge(self, _message: Incoming) -> None:
+        pass
 
 
 class Recorder:

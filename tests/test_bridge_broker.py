@@ -1,8 +1,9 @@
 """The bridge and a broker that dies, refuses, is old, or has another client with our id."""
 
+import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import aiomqtt
 import pytest
 
 from broker_fixture import Broker
+from brokers import Mosquitto
 from harness import BridgeProcess, RawLine, Watcher, as_broker, bridge_config, own_broker, raw_line, running, watching
 
 pytestmark = pytest.mark.broker("binary")
@@ -106,6 +108,158 @@ async def test_a_refused_publish_is_told_and_kept_while_others_flow(tmp_path: Pa
                 assert (call.json["event_type"], call.json["seq"]) == ("ringing", 1)
 
 
+# -- a broker that refuses by closing the connection
+
+
+ROOMY = "max_inflight_messages 100\nmax_queued_messages 5000"
+QUIET = {"mqtt": {"version": "3.1.1"}, "homeassistant": {"discovery": False}}
+
+
+def texts(watcher: Watcher) -> list[str]:
+    """Of the SMS that arrived, the long ones by their length."""
+    seen = [seen.json["text"] for seen in watcher.on("goip/goip1/sms/in")]
+    return [text if len(text) < 100 else str(len(text)) for text in seen]
+
+
+async def test_an_sms_that_is_too_large_for_an_old_broker_is_told_and_kept_while_others_flow(tmp_path: Path) -> None:
+    """Mosquitto closes the connection: on MQTT 3.1.1 it can't say how much it takes."""
+    limit = "max_packet_size 9000"
+    async with (
+        own_broker(tmp_path / "broker", config=f"{limit}\n{ROOMY}") as broker,
+        bridged(tmp_path, as_broker(broker), **QUIET) as (bridge, line, watcher),
+    ):
+        for number in range(20):
+            text = "x" * 20_000 if number in (5, 6) else str(number)
+            await line.ask(line.event("RECEIVE", f"srcnum:1;msg:{text}"))
+        told = await watcher.until("goip/bridge/event", lambda seen: seen.json["event_type"] == "publish_refused")
+        assert (told.json["topic"], told.json["reason_code"]) == ("goip/goip1/sms/in", None)
+        assert "packets of more than 20" in told.json["message"]
+        await line.ask(line.event("RECEIVE", "srcnum:1;msg:last"))
+        await watcher.until("goip/goip1/sms/in", lambda seen: seen.json["text"] == "last")
+        ordinary = [*(str(number) for number in range(20) if number not in (5, 6)), "last"]
+        assert list(dict.fromkeys(texts(watcher))) == ordinary
+        assert bridge.log.count("connected to mqtt") in (3, 4)
+        broker.terminate()
+        configuration = broker.directory / "mosquitto.conf"
+        configuration.write_text(configuration.read_text().replace(limit, "max_packet_size 90000"))
+        broker.start()
+        async with watching(as_broker(broker), "goip/#") as later:
+            await later.until("goip/goip1/sms/in", count=2)
+            assert texts(later) == ["20000", "20000"]
+            assert [seen.json["seq"] for seen in later.on("goip/goip1/sms/in")] == [6, 7]
+        assert len([seen for seen in watcher.on("goip/bridge/event") if "publish_refused" in str(seen.json)]) == 1
+        assert "another client" not in bridge.log
+        assert await bridge.stop() == 0
+
+
+async def test_documents_that_are_too_large_keep_nothing_from_flowing(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker", config=f"max_packet_size 3000\n{ROOMY}") as broker:
+        more = {"mqtt": {"version": "3.1.1"}}
+        async with bridged(tmp_path, as_broker(broker), **more) as (bridge, line, watcher):
+            told = await watcher.until("goip/bridge/event", lambda seen: seen.json["event_type"] == "publish_refused")
+            assert told.json["topic"].startswith("homeassistant/device/")
+            assert "homeassistant.discovery: false" in told.json["message"]
+            await line.ask(line.event("RECEIVE", "srcnum:1;msg:flows"))
+            await watcher.until("goip/goip1/sms/in")
+            assert bridge.log.count("connected to mqtt") in (3, 4)
+            assert "another client" not in bridge.log
+
+
+@pytest.mark.parametrize("hasty", [False, True])
+async def test_topics_for_which_the_broker_closes_the_connection_are_told_and_others_flow(
+    tmp_path: Path, hasty: bool
+) -> None:
+    topics = ["goip/goip1/call"] if hasty else ["goip/goip1/call", "goip/goip1/state"]
+    forbidden = set(topics)
+    async with own_broker(tmp_path / "broker", config=ROOMY) as broker, closing(broker, forbidden, hasty) as closer:
+        config = bridge_config(closer, "goip", **QUIET)
+        async with watching(as_broker(broker), "goip/#") as watcher, running(tmp_path, config) as bridge:
+            with raw_line(bridge.udp_port) as line:
+                await line.register()
+                for number in range(10):
+                    await line.ask(line.event("STATE", "gsm_remain_state:INCOMING:123"))
+                    await line.ask(line.event("STATE", "gsm_remain_state:IDLE"))
+                    await line.ask(line.event("RECEIVE", f"srcnum:1;msg:{number}"))
+                await watcher.until("goip/goip1/sms/in", lambda seen: seen.json["text"] == "9")
+                await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"online")
+                for topic in topics:
+                    await watcher.until(
+                        "goip/bridge/event",
+                        lambda seen, topic=topic: (
+                            (seen.json["event_type"], seen.json["topic"]) == ("publish_refused", topic)
+                        ),
+                    )
+                assert list(dict.fromkeys(texts(watcher))) == [str(number) for number in range(10)]
+                assert bridge.log.count("connected to mqtt") <= (4 if hasty else 7)
+                assert "another client" not in bridge.log
+                forbidden.clear()
+                await watcher.publish("goip/bridge/cmd/reload")
+                await watcher.until("goip/goip1/state")
+                await watcher.until("goip/goip1/call", count=10)
+                numbers = [seen.json["seq"] for seen in watcher.on("goip/goip1/call")]
+                assert numbers == sorted(numbers)
+
+
+@contextlib.asynccontextmanager
+async def closing(broker: Mosquitto, forbidden: Container[str], hasty: bool) -> AsyncIterator[Broker]:
+    """A way to the broker that closes at a PUBLISH to a forbidden topic, as some brokers do themselves. When `hasty`,
+    the PUBACKs of those before it are lost.
+    """
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner = await asyncio.open_connection(broker.host, broker.port)
+        answers = asyncio.create_task(back(inner_reader, writer))
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                kind, packet, body = await read_packet(reader)
+                if kind == 3 and body[2 : 2 + int.from_bytes(body[:2])].decode() in forbidden:
+                    break
+                inner.write(packet)
+                await inner.drain()
+        inner.write_eof()
+        if not hasty:
+            await answers
+        answers.cancel()
+        inner.close()
+        writer.close()
+
+    async def back(inner: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await inner.read(65536):
+                writer.write(data)
+                await writer.drain()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield Broker(kind="mosquitto", host="127.0.0.1", port=server.sockets[0].getsockname()[1])
+
+
+async def read_packet(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
+    """Its type, all of it, and what follows the length."""
+    head = await reader.readexactly(2)
+    while head[-1] >= 0x80:
+        head += await reader.readexactly(1)
+    body = await reader.readexactly(sum((byte & 0x7F) << 7 * n for n, byte in enumerate(head[1:])))
+    return head[0] >> 4, head + body, body
+
+
+async def test_what_exceeds_the_limit_of_a_broker_that_says_it_is_never_sent(tmp_path: Path) -> None:
+    """MQTT 5: Maximum Packet Size. And a Receive Maximum of 1."""
+    config = "max_packet_size 9000\nmax_inflight_messages 1"
+    async with (
+        own_broker(tmp_path / "broker", config=config) as broker,
+        bridged(tmp_path, as_broker(broker)) as (bridge, line, watcher),
+    ):
+        for number in range(10):
+            await line.ask(line.event("RECEIVE", f"srcnum:1;msg:{'x' * 20_000 if number == 5 else number}"))
+        told = await watcher.until("goip/bridge/event", lambda seen: seen.json["topic"] == "goip/goip1/sms/in")
+        assert (told.json["event_type"], told.json["reason_code"]) == ("publish_refused", 0x95)
+        await watcher.until("goip/goip1/sms/in", count=9)
+        assert texts(watcher) == [str(number) for number in range(10) if number != 5]
+        assert await bridge.stop() == 0
+        assert "connection ended" not in bridge.log
+
+
 async def test_nobody_listening_is_told(tmp_path: Path) -> None:
     async with own_broker(tmp_path / "broker") as broker:
         known = as_broker(broker)
@@ -182,32 +336,3 @@ async def test_without_a_url_an_embedded_broker_is_started(tmp_path: Path) -> No
                 await line.ask(line.event("RECEIVE", "srcnum:1;msg:x"))
                 await watcher.until("goip/goip1/sms/in")
     assert sys.platform != "linux" or bridge.log.count("Traceback") == 0
-
-
-async def test_another_bridge_at_our_base_topic_is_told_and_its_farewell_mended(tmp_path: Path) -> None:
-    """With an instance of its own the broker does not keep it out, and both carry out every command."""
-    async with own_broker(tmp_path / "broker") as mosquitto:
-        broker = as_broker(mosquitto)
-        first, second = tmp_path / "first", tmp_path / "second"
-        first.mkdir()
-        second.mkdir()
-        async with watching(broker, "goip/#") as watcher, running(first, bridge_config(broker, "goip")) as bridge:
-            await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"online")
-            other = bridge_config(broker, "goip") | {"instance": "other"}
-            async with running(second, other) as rival:
-                told = await watcher.until("goip/bridge/event", lambda seen: seen.json["event_type"] == "takeover")
-                assert "instance 'other'" in told.json["message"]
-                assert await rival.stop() == 0
-            await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"offline")
-            offline = [seen.payload for seen in watcher.on("goip/bridge/availability")].index(b"offline")
-            await watcher.until(
-                "goip/bridge/availability",
-                lambda seen: seen.payload == b"online",
-                count=watcher_count(watcher, offline) + 1,
-            )
-            assert "uses the same base topic" in bridge.log
-
-
-def watcher_count(watcher: Watcher, before: int) -> int:
-    """How often the bridge was online before that."""
-    return [seen.payload for seen in watcher.on("goip/bridge/availability")][:before].count(b"online")

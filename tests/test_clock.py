@@ -1,7 +1,8 @@
 """Time that goes on evenly while somebody sets the wall clock, and what that means for SMS that expire."""
 
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from bridge.app import Bridge
 from bridge.clock import BELIEVED_S, Clock, SteadyTime
 from bridge.mqtt import Incoming
+from bridge.payloads import timestamp
 from bridge.settings import Settings
 from bridge.store import Store
 
@@ -90,16 +92,20 @@ def test_a_process_that_starts_after_the_clock_was_set_goes_on_all_the_same(mach
 def test_after_a_start_of_the_machine_the_wall_clock_tells_how_long_it_was_off(machine: Machine) -> None:
     saved = SteadyTime(machine, None, 7).saved()
     machine.restart(2 * HOUR)
-    assert SteadyTime(machine, saved, 7).time() == START + 2 * HOUR + 20.0
+    steady = SteadyTime(machine, saved, 7)
+    assert (steady.time(), steady.off, steady.pending) == (START, 2 * HOUR + 20.0, 2 * HOUR + 20.0)
+    watch(steady, machine, BELIEVED_S + 10)
+    assert (steady.believed, steady.pending) == (2 * HOUR + 20.0, 0.0)
+    assert SteadyTime(machine, steady.saved(), 7).off == 0.0, "only the bridge was started again"
 
 
 def test_a_wrong_clock_stays_wrong_by_as_much_over_a_start_of_the_machine(machine: Machine) -> None:
     steady = SteadyTime(machine, None, 0)
     machine.wall -= HOUR
     watch(steady, machine, BELIEVED_S + 10)
-    before = steady.time()
+    saved = steady.saved()
     machine.restart(60.0)
-    assert SteadyTime(machine, steady.saved(), 0).time() == pytest.approx(before + 80.0)
+    assert SteadyTime(machine, saved, 0).off == pytest.approx(80.0)
 
 
 def test_it_never_goes_back(machine: Machine) -> None:
@@ -108,7 +114,8 @@ def test_it_never_goes_back(machine: Machine) -> None:
     saved, before = steady.saved(), steady.time()
     machine.restart(0.0, battery=False)
     machine.wall -= HOUR
-    assert SteadyTime(machine, saved, 0).time() == before
+    after = SteadyTime(machine, saved, 0)
+    assert (after.time(), after.off) == (before, 0.0)
 
 
 def test_a_step_forward_is_believed_when_it_stands(machine: Machine) -> None:
@@ -150,16 +157,6 @@ def test_a_step_back_and_small_ones_mean_nothing(machine: Machine) -> None:
         machine.wall += step
         watch(steady, machine, BELIEVED_S + 10)
         assert (steady.pending, steady.believed) == (0.0, 0.0)
-
-
-def test_what_is_told_follows_the_wall_clock(machine: Machine) -> None:
-    steady = SteadyTime(machine, None, 0)
-    kept = steady.time()
-    machine.wall += HOUR
-    steady.look()
-    assert steady.told(kept) == pytest.approx(START + HOUR)
-    watch(steady, machine, BELIEVED_S + 10)
-    assert steady.told(kept) == pytest.approx(START + HOUR)
 
 
 def test_the_machine_tells_its_starts_apart() -> None:
@@ -265,7 +262,30 @@ async def test_what_waited_while_the_machine_was_off_expires(life: Life) -> None
     life.machine.restart(2 * HOUR)
     life.start()
     life.wait(2)
+    assert life.register() == []
+    life.wait(BELIEVED_S)
     assert life.states() == {"a": "expired"}
+
+
+async def test_a_machine_that_starts_in_the_wrong_century_expires_nothing(life: Life) -> None:
+    life.queue("a", ttl_s=HOUR)
+    life.kill()
+    life.machine.restart(1e9)
+    life.start()
+    life.wait(30)
+    life.machine.wall -= 1e9
+    life.wait(2)
+    assert life.states() == {"a": "queued"}
+    assert len(life.register()) == 1
+
+
+async def test_an_absence_of_the_machine_is_told_with_its_length(life: Life) -> None:
+    life.kill()
+    life.machine.restart(2 * HOUR)
+    life.start()
+    facts = [json.loads(row.body) for row in life.store.outbox(0, 100) if row.schema == "bridge_event"]
+    (gap,) = [fact for fact in facts if fact["event_type"] == "outage_gap"]
+    assert (timestamp(START), timestamp(life.machine.wall)) == (gap["from"], gap["to"])
 
 
 async def test_a_machine_without_a_battery_learns_the_time_from_the_network(life: Life) -> None:
@@ -280,6 +300,48 @@ async def test_a_machine_without_a_battery_learns_the_time_from_the_network(life
     assert len(life.register()) == 1, "what came since it started knows its time"
     life.wait(BELIEVED_S)
     assert life.states()["before"] == "expired"
+
+
+@contextlib.contextmanager
+def slow_disk(life: Life, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
+    """Every commit takes so long."""
+    transaction = life.store.transaction
+
+    @contextlib.contextmanager
+    def slow() -> Iterator[None]:
+        with transaction():
+            yield
+            life.machine.wait(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(life.store, "transaction", slow)
+        yield
+
+
+async def test_a_send_that_waited_for_a_slow_disk_leaves_once(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    life.queue("a", ttl_s=HOUR)
+    sendid = life.register()[0].split()[1]
+    life.bridge.datagrams_received([(f"PASSWORD {sendid}\n".encode(), GATEWAY)])
+    life.bridge.server.take_datagrams()
+    with slow_disk(life, monkeypatch, 7.0):
+        life.bridge.datagrams_received([(f"SEND {sendid}\n".encode(), GATEWAY)])
+    life.bridge.server.handle_timer(life.machine.monotonic())
+    life.bridge.pump()
+    assert [data[:4] for data, _ in life.bridge.server.take_datagrams()] == [b"SEND"]
+
+
+async def test_a_send_whose_time_was_over_when_the_disk_had_it_does_not_leave(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.queue("a", ttl_s=60)
+    sendid = life.register()[0].split()[1]
+    life.bridge.datagrams_received([(f"PASSWORD {sendid}\n".encode(), GATEWAY)])
+    life.bridge.server.take_datagrams()
+    with slow_disk(life, monkeypatch, 61.0):
+        life.bridge.datagrams_received([(f"SEND {sendid}\n".encode(), GATEWAY)])
+    assert [data[:4] for data, _ in life.bridge.server.take_datagrams()] == [b"DONE"]
+    life.wait(1)
+    assert life.states() == {"a": "expired"}
 
 
 async def test_a_machine_that_sleeps_gets_older(life: Life) -> None:

@@ -98,7 +98,7 @@ STEPS: list[Step] = [
     _sent,
     _published,
     lambda store: store.delete_outbox(range(6, 10)),
-    lambda store: store.prune(repeats=10.0, commands=0.0, sms=0.0),
+    lambda store: store.prune(repeats=10.0, commands=0.0, sms=0.0, jobs=0.0),
     lambda store: store.end_jobs(["j"], 9.0),
 ]
 

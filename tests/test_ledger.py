@@ -127,6 +127,24 @@ def test_a_report_that_matches_nothing_is_published_after_ten_seconds(book: Book
     assert (fact["to"], fact["sms_no"]) == ("015112345678", 8)
 
 
+def test_the_report_of_a_second_copy_is_not_that_of_the_next_sms(book: Book) -> None:
+    book.sent(sms_no=7)  # the box sent it again, as 8: this firmware may
+    n = book.queue()
+    book.record(events.SmsSending("goip1", n, FIRST_SENDID + n, 1))  # its SEND never left
+    book.record(report(8))
+    [fact] = book.settle(REPORT_HOLD_S + 0.5)
+    assert (fact["event_type"], fact["msg"]) == ("delivered", None)
+
+
+def test_a_report_whose_sms_no_came_again_does_not_disappear(book: Book) -> None:
+    book.sent(sms_no=7)
+    book.record(report(7))
+    book.sent(sms_no=None)  # firmware that does not tell it; it was 7 again, after a restart
+    assert book.record(report(7)) == []
+    [fact] = book.settle(REPORT_HOLD_S + 0.5)
+    assert (fact["event_type"], fact["msg"], fact["sms_no"]) == ("delivered", None, 7)
+
+
 def test_a_report_for_another_number_does_not_match(book: Book) -> None:
     book.sent(sms_no=7)
     assert book.record(report(7, number="015100000000")) == []
@@ -464,6 +482,17 @@ def test_what_waits_in_a_restored_store_is_doubted_and_not_sent(book: Book) -> N
     assert {fact["evidence"] for fact in told[:2]} == {"restored"}
     assert "2 SMS" in told[2]["message"]
     assert [state(book, n) for n in (queued, sending, sent)] == ["unknown", "unknown", "sent"]
+
+
+def test_the_odometer_is_not_read_across_a_restoration(dense: Book) -> None:
+    dense.sent(sms_no=5)
+    doubtful = lost(dense)  # it failed …
+    with dense.store.transaction():
+        dense.ledger.doubt_all(Batch(dense.run, dense.at, dense.at))
+    dense.sent(sms_no=7)  # … and 6 was another one, of which the copy does not know
+    dense.at += 66
+    dense.settle_quietly()
+    assert state(dense, doubtful) == "unknown"
 
 
 def test_firmware_that_sent_twice_is_told_and_remembered(book: Book) -> None:

@@ -1,13 +1,13 @@
 """The order and the patience of the publisher, on a real store; the link is a list that says yes or no."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from bridge.mqtt import Publication
-from bridge.publisher import DOCUMENTS_HELD_S, DOCUMENTS_IN_FLIGHT, IN_MEMORY, Publisher, RetainedState
+from bridge.mqtt import Publication, UnsendableError
+from bridge.publisher import ALONE_S, DOCUMENTS_IN_FLIGHT, HELD_S, IN_MEMORY, PARK_S, Item, Publisher, RetainedState
 from bridge.store import Store
 from bridge.topics import Topics
 
@@ -20,6 +20,8 @@ class RecordingLink:
 
     connected: bool = True
     window: int = 100
+    most: int = 1 << 28
+    "Bytes of a payload."
     sent: list[Publication] = field(default_factory=list)
     open: int = 0
 
@@ -28,6 +30,8 @@ class RecordingLink:
         return self.window - self.open
 
     def publish(self, publication: Publication) -> int:
+        if len(publication.payload) > self.most:
+            raise UnsendableError
         self.open += 1
         self.sent.append(publication)
         return len(self.sent)
@@ -43,8 +47,8 @@ class Desk:
         self.publisher.link = self.link  # type: ignore[assignment]
         self.now = 0.0
 
-    def add(self, *topics: str, schema: str = "sms_in") -> None:
-        rows = [(topic, schema, 60, b'{"n":1}', None, 1.0) for topic in topics]
+    def add(self, *topics: str, schema: str = "sms_in", body: bytes = b'{"n":1}') -> None:
+        rows = [(topic, schema, 60, body, None, 1.0) for topic in topics]
         with self.store.transaction():
             first = self.store.add_outbox(rows)
         self.publisher.add(self.store.outbox(first - 1, len(rows)))
@@ -70,14 +74,31 @@ class Desk:
             self.acknowledge(*range(len(self.link.sent) - len(new) + 1, len(self.link.sent) + 1))
         return published
 
-    def settled_but_documents(self) -> list[str]:
-        """As `settle`, but the broker acknowledges no document."""
+    def meet(self, bears: Callable[[Publication], bool]) -> tuple[list[str], Item | None]:
+        """A connection to a broker that closes it at what it does not bear, and acknowledges what came before; what was
+        published, and what is held since. It lasts when there is nothing of that kind.
+        """
+        self.publisher.connected()
+        return self.go_on(bears)
+
+    def go_on(self, bears: Callable[[Publication], bool]) -> tuple[list[str], Item | None]:
         published: list[str] = []
         while new := self.drain():
-            first = len(self.link.sent) - len(new) + 1
             published += new
-            self.acknowledge(*(first + n for n, topic in enumerate(new) if "/device/" not in topic))
-        return published
+            for token in range(len(self.link.sent) - len(new) + 1, len(self.link.sent) + 1):
+                if not bears(self.link.sent[token - 1]):
+                    return published, self.end()
+                self.acknowledge(token)
+        return published, None
+
+    def store_done(self) -> None:
+        with self.store.transaction():
+            self.store.delete_outbox(self.publisher.take_done())
+
+    def end(self) -> Item | None:
+        """The connection ends; what is held since."""
+        self.link.open = 0
+        return self.publisher.disconnected(self.now)
 
 
 @pytest.fixture
@@ -231,6 +252,333 @@ def test_a_fact_nobody_hears_and_a_refusal_are_to_be_told(desk: Desk) -> None:
     assert [(item.topic, code) for item, code in notable] == [("goip/a/1", 0x10), ("goip/a/3", REFUSED)]
 
 
+# -- a broker that refuses by closing the connection ----------------------------------------------------------------
+
+LARGE = b'{"text":"%s"}' % (b"x" * 5000)
+ORDINARY = [f"goip/a/{n}" for n in range(200)]
+
+
+def topic_of(item: Item | None) -> str | None:
+    return item.topic if item is not None else None
+
+
+def at_most(limit: int) -> Callable[[Publication], bool]:
+    return lambda publication: len(publication.payload) <= limit
+
+
+def all_but(*topics: str) -> Callable[[Publication], bool]:
+    return lambda publication: publication.topic not in topics
+
+
+def test_what_closes_the_connection_twice_is_held_and_everything_else_flows(desk: Desk) -> None:
+    desk.add(*ORDINARY[:50])
+    desk.add("goip/a/large", body=LARGE)
+    desk.add(*ORDINARY[50:])
+    first, held = desk.meet(at_most(1000))
+    assert held is None
+    second, held = desk.meet(at_most(1000))
+    assert second == [BIRTH, "goip/a/large"], "first in flight, so it is sent alone"
+    assert topic_of(held) == "goip/a/large"
+    third, held = desk.meet(at_most(1000))
+    assert (third, held) == ([BIRTH, *ORDINARY[50:]], None)
+    assert [topic for topic in first[1:] if topic in ORDINARY[:50]] == ORDINARY[:50]
+    assert sorted(desk.publisher.take_done()) == [n for n in range(1, 202) if n != 51]
+    assert desk.publisher.idle
+    assert desk.publisher.waiting == 1, "it stays in the outbox"
+    assert desk.publisher.is_refused("goip/a/large")
+
+
+def test_what_is_held_is_tried_alone_and_ever_more_seldom(desk: Desk) -> None:
+    desk.add("goip/a/large", body=LARGE)
+    desk.meet(at_most(1000))
+    desk.meet(at_most(1000))
+    desk.meet(at_most(1000))
+    for wait in (60, 120, 240):
+        desk.now += wait - 1
+        assert desk.settle() == []
+        desk.now += 1
+        published, held = desk.go_on(at_most(1000))
+        assert (published, topic_of(held)) == (["goip/a/large"], "goip/a/large"), "one connection each"
+        assert desk.meet(at_most(1000)) == ([BIRTH], None), "not on the next one"
+    desk.now += 480
+    assert desk.go_on(at_most(10_000)) == (["goip/a/large"], None)
+    assert desk.publisher.take_done() == [1]
+    assert not desk.publisher.is_refused("goip/a/large")
+    desk.add("goip/a/large", body=LARGE)
+    assert desk.settle() == ["goip/a/large"]
+
+
+@pytest.mark.parametrize("how", ["restart", "reload"])
+def test_after_a_restart_of_the_broker_and_a_reload_what_is_held_is_tried_at_once(desk: Desk, how: str) -> None:
+    desk.add("goip/a/large", "goip/b/large", body=LARGE)
+    for _ in range(4):
+        desk.meet(at_most(1000))
+    assert desk.meet(at_most(1000)) == ([BIRTH], None)
+    if how == "restart":
+        assert desk.end() is None
+        assert desk.meet(at_most(9000)) == ([BIRTH, "goip/b/large", "goip/a/large"], None)
+    else:
+        desk.publisher.retry_parked()
+        assert desk.settle() == ["goip/b/large", "goip/a/large"]
+
+
+def test_of_what_is_like_it_none_is_tried_and_none_forgotten(desk: Desk) -> None:
+    forbidden = all_but("goip/a/call")
+    desk.add("goip/a/call", "goip/b/call")
+    desk.meet(forbidden)
+    desk.meet(forbidden)
+    for _ in range(IN_MEMORY // 500 + 1):
+        desk.add(*["goip/a/call"] * 500)
+        desk.add("goip/a/other")
+    published, held = desk.meet(forbidden)
+    assert published == [BIRTH, "goip/b/call", *["goip/a/other"] * 5]
+    assert held is None
+    assert desk.publisher.oldest == 1.0
+    desk.store_done()
+    assert desk.publisher.waiting == desk.store.outbox_size()[0] == 2501
+    desk.publisher.retry_parked()
+    assert desk.settle() == ["goip/a/call"] * 2501
+    desk.store_done()
+    assert desk.store.outbox_size()[0] == 0
+
+
+def test_a_small_one_on_the_topic_of_a_large_one_is_not_held(desk: Desk) -> None:
+    desk.add("goip/a/sms/in", body=LARGE)
+    desk.meet(at_most(1000))
+    desk.meet(at_most(1000))
+    desk.add("goip/a/sms/in")
+    desk.add("goip/a/sms/in", body=LARGE)
+    desk.add("goip/a/sms/in")
+    assert desk.meet(at_most(1000)) == ([BIRTH, "goip/a/sms/in", "goip/a/sms/in"], None)
+    desk.publisher.retry_parked()
+    assert desk.settle() == ["goip/a/sms/in"] * 2
+    assert sorted(desk.publisher.take_done()) == [1, 2, 3, 4]
+
+
+def test_a_broker_that_is_killed_at_any_moment_makes_nothing_wait(desk: Desk) -> None:
+    """Whatever was in flight, and however much of it was acknowledged."""
+    desk.add(*ORDINARY)
+    for acknowledged in (0, 1, 7, 50):
+        desk.publisher.connected()
+        while BIRTH not in (new := desk.drain()):
+            pass
+        first = len(desk.link.sent) - len(new) + 1
+        desk.acknowledge(first)
+        while acknowledged and (new := desk.drain()):  # the first alone, then the others
+            first = len(desk.link.sent) - len(new) + 1
+            desk.acknowledge(*range(first, first + min(acknowledged, len(new))))
+            acknowledged = 0 if len(new) > 1 else acknowledged
+        assert desk.end() is None
+        assert not desk.publisher._held
+    desk.publisher.connected()
+    rest = desk.settle()
+    assert rest[1:] == ORDINARY[-len(rest) + 1 :], "in order"
+    assert sorted(desk.publisher.take_done()) == list(range(1, 201))
+
+
+def test_after_one_lost_connection_only_the_first_goes_alone_and_after_two_all_do(desk: Desk) -> None:
+    desk.add(*ORDINARY[:10])
+    desk.publisher.connected()
+    desk.drain()
+    desk.end()
+    desk.publisher.connected()
+    assert desk.drain() == [BIRTH], "it was the first"
+    desk.acknowledge(len(desk.link.sent))
+    assert desk.drain() == ORDINARY[:10]
+    desk.end()
+    desk.publisher.connected()
+    sent = [desk.drain()]
+    while sent[-1]:
+        desk.acknowledge(len(desk.link.sent))
+        sent.append(desk.drain())
+    assert sent == [[BIRTH], *([topic] for topic in ORDINARY[:10]), []]
+    desk.add(*ORDINARY)
+    assert len(desk.drain()) == desk.link.window
+
+
+def test_acknowledgements_that_are_lost_at_the_end_hide_nothing(desk: Desk) -> None:
+    """The broker closes at the large one, but what it acknowledged just before does not reach us."""
+    desk.add(*ORDINARY[:10])
+    desk.add("goip/a/large", body=LARGE)
+    for _ in range(2):
+        desk.publisher.connected()
+        while "goip/a/large" not in (new := desk.drain()):
+            desk.acknowledge(*range(len(desk.link.sent) - len(new) + 1, len(desk.link.sent) + 1))
+        assert desk.end() is None
+    closers = [topic_of(desk.meet(at_most(1000))[1]) for _ in range(2)]
+    assert closers == ["goip/a/large", None]
+
+
+def test_what_is_held_without_need_waits_a_minute_at_most(desk: Desk) -> None:
+    """A broker that accepts connections and dies of the first publication, whatever it is."""
+    desk.state("goip/a/state", b'{"n":1}')
+    desk.add(*ORDINARY[:3])
+    for _ in range(8):
+        desk.meet(lambda _: False)
+        desk.now += 1
+    desk.now += HELD_S[0]
+    published, held = desk.meet(lambda _: True)
+    assert held is None
+    assert sorted(published) == sorted([BIRTH, "goip/a/state", *ORDINARY[:3]])
+    assert not desk.publisher._held
+
+
+def test_a_state_that_closes_the_connection_does_not_keep_us_from_being_online(desk: Desk) -> None:
+    desk.state("goip/a/state", LARGE)
+    desk.state("goip/b/state", b"{}")
+    desk.add("goip/a/call")
+    assert desk.meet(at_most(1000))[1] is None
+    assert topic_of(desk.meet(at_most(1000))[1]) == "goip/a/state"
+    assert desk.meet(at_most(1000)) == (["goip/b/state", BIRTH, "goip/a/call"], None)
+    desk.state("goip/a/state", LARGE + b" ")
+    assert desk.settle() == [], "the next value is like it"
+    desk.state("goip/a/state", b"{}")
+    assert desk.settle() == ["goip/a/state"], "this one is not"
+    desk.state("goip/a/state", LARGE)
+    desk.now += HELD_S[0]
+    assert desk.go_on(at_most(9000)) == (["goip/a/state"], None)
+    assert desk.link.sent[-1].payload[:9] == LARGE[:9]
+    desk.state("goip/a/state", LARGE + b" ")
+    assert desk.settle() == ["goip/a/state"]
+
+
+def test_a_birth_message_that_closes_the_connection_is_held_too(desk: Desk) -> None:
+    desk.add("goip/a/1")
+    assert desk.meet(all_but(BIRTH))[1] is None
+    assert topic_of(desk.meet(all_but(BIRTH))[1]) == BIRTH
+    assert desk.meet(all_but(BIRTH)) == (["goip/a/1"], None)
+    desk.now += HELD_S[0]
+    assert desk.settle() == [BIRTH]
+
+
+def test_a_farewell_is_said_although_the_birth_message_closed_the_connection(desk: Desk) -> None:
+    for _ in range(2):
+        desk.meet(all_but(BIRTH))
+    desk.publisher.connected()
+    desk.publisher.say_goodbye()
+    assert desk.settle() == [BIRTH]
+    assert desk.publisher.said_goodbye
+
+
+def test_a_smaller_one_that_closes_the_connection_too_takes_the_place_of_the_larger(desk: Desk) -> None:
+    desk.add("goip/a/sms/in", body=LARGE)
+    desk.add("goip/a/sms/in", body=LARGE[:2000] + b'"}')
+    for _ in range(4):
+        desk.meet(at_most(1000))
+    assert desk.meet(at_most(1000)) == ([BIRTH], None)
+    desk.publisher.retry_parked()
+    assert desk.settle() == ["goip/a/sms/in"] * 2
+    assert sorted(desk.publisher.take_done()) == [1, 2]
+
+
+def test_a_state_that_changes_while_it_is_tried_again_is_sent_in_its_last_value(desk: Desk) -> None:
+    desk.state("goip/a/state", LARGE)
+    for _ in range(2):
+        desk.meet(at_most(1000))
+    desk.meet(at_most(1000))
+    desk.publisher.retry_parked()
+    assert desk.drain() == ["goip/a/state"]
+    desk.now += ALONE_S
+    desk.state("goip/a/state", LARGE[:-2] + b'y"}')
+    assert desk.drain() == []
+    desk.acknowledge(len(desk.link.sent))
+    assert desk.settle() == ["goip/a/state"]
+    assert b'xy"' in desk.link.sent[-1].payload
+
+
+def test_what_is_held_and_then_found_to_exceed_what_the_broker_says_is_parked(desk: Desk) -> None:
+    desk.add("goip/a/sms/in", body=LARGE)
+    for _ in range(3):
+        desk.meet(at_most(1000))
+    desk.link.most = 1000
+    desk.publisher.retry_parked()
+    assert desk.settle() == []
+    assert not desk.publisher._held
+    desk.link.most = 10_000
+    desk.now += PARK_S[0]
+    desk.publisher.retry_parked(desk.now)
+    assert desk.settle() == ["goip/a/sms/in"]
+
+
+def test_a_reply_on_a_callers_topic_that_closes_the_connection_is_dropped(desk: Desk) -> None:
+    desk.add("reply/x", "goip/a/result/sms", schema="result")
+    for _ in range(3):
+        desk.meet(all_but("reply/x"))
+    assert sorted(desk.publisher.take_done()) == [1, 2]
+
+
+def test_others_do_not_wait_for_ever_for_an_acknowledgement_that_never_comes(desk: Desk) -> None:
+    desk.add(*ORDINARY[:10])
+    desk.publisher.connected()
+    desk.drain()
+    desk.end()
+    desk.publisher.connected()
+    desk.drain()
+    desk.acknowledge(len(desk.link.sent))
+    desk.drain()
+    desk.end()
+    desk.publisher.connected()
+    desk.drain()
+    desk.acknowledge(len(desk.link.sent))
+    assert desk.drain() == ORDINARY[:1], "all are to be sent alone"
+    desk.now += ALONE_S - 1
+    assert desk.drain() == []
+    desk.now += 1
+    assert desk.drain() == ORDINARY[1:10]
+
+
+def test_a_farewell_is_said_while_somebody_is_suspected_and_nothing_held_is_tried(desk: Desk) -> None:
+    desk.add("goip/a/large", body=LARGE)
+    desk.meet(at_most(1000))
+    desk.meet(at_most(1000))
+    desk.add(*ORDINARY[:3])
+    desk.publisher.connected()
+    desk.drain()
+    desk.end()
+    desk.now += HELD_S[0]
+    desk.publisher.connected()
+    desk.publisher.say_goodbye()
+    assert not desk.publisher.idle
+    assert desk.go_on(at_most(1000)) == ([BIRTH, *ORDINARY[:3]], None)
+    assert desk.link.sent[-4].payload == b"offline"
+    assert desk.publisher.said_goodbye
+    assert desk.publisher.idle
+
+
+# -- a broker that says what it can take -----------------------------------------------------------------------------
+
+
+def test_what_exceeds_the_brokers_maximum_packet_size_is_parked_without_being_sent(desk: Desk) -> None:
+    desk.link.most = 1000
+    desk.publisher.connected()
+    desk.settle()
+    desk.add(*["goip/a/large"] * 150, body=LARGE)
+    desk.add("goip/a/small")
+    unsendable = desk.publisher.drain(desk.now)
+    assert [(item.topic, code) for item, code in unsendable] == [("goip/a/large", 0x95)] * 150
+    assert [publication.topic for publication in desk.link.sent] == [BIRTH, "goip/a/small"]
+    desk.acknowledge(2)
+    assert desk.publisher.idle
+    desk.end()
+    desk.link.most = 10_000
+    desk.publisher.connected()
+    assert desk.settle() == [BIRTH, *["goip/a/large"] * 150]
+
+
+def test_a_window_of_one_is_enough(desk: Desk) -> None:
+    desk.link.window = 1
+    desk.state("goip/a/state", b"{}")
+    desk.add("goip/a/large", body=LARGE)
+    desk.add(*ORDINARY[:9])
+    device(desk, "d")
+    assert desk.meet(at_most(1000))[1] is None
+    assert topic_of(desk.meet(at_most(1000))[1]) == "goip/a/large"
+    published, held = desk.meet(at_most(1000))
+    assert held is None
+    assert [topic for topic in published if "/device/" not in topic] == ["goip/a/state", BIRTH, *ORDINARY[:9]]
+    assert len(published) == 12
+
+
 # -- documents ------------------------------------------------------------------------------------------------------
 
 
@@ -282,19 +630,19 @@ def test_a_farewell_does_not_wait_for_documents(desk: Desk) -> None:
 
 
 def test_a_broker_that_closes_over_documents_gets_none_for_a_while(desk: Desk) -> None:
-    document = device(desk, "d")
-    for connection, gives_up in ((1, False), (2, True)):
-        desk.publisher.connected()
-        assert document in desk.settled_but_documents(), connection
-        assert desk.publisher.disconnected(desk.now) is gives_up
-        desk.link.open = 0
-    desk.publisher.connected()
-    assert desk.settle() == [BIRTH]
-    desk.now += DOCUMENTS_HELD_S[0] - 1
+    documents = [device(desk, f"d{n}") for n in range(10)]
+
+    def no_documents(publication: Publication) -> bool:
+        return "/device/" not in publication.topic
+
+    assert desk.meet(no_documents)[1] is None
+    assert topic_of(desk.meet(no_documents)[1]) == documents[0]
+    assert desk.meet(no_documents) == ([BIRTH], None)
+    assert desk.publisher.has_documents
+    desk.now += HELD_S[0] - 1
     assert desk.settle() == []
     desk.now += 1
-    assert desk.settle() == [document]
-    assert desk.publisher.disconnected(desk.now) is False, "it bears them now"
+    assert desk.settle() == documents, "it bears them now"
 
 
 def test_refused_documents_do_not_hold_up_the_outbox(desk: Desk) -> None:

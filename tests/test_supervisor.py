@@ -21,7 +21,7 @@ from bridge.app import Bridge
 from bridge.goip.server import LineMemory
 from bridge.settings import BrokerUrl, Settings
 from bridge.store import Store
-from bridge.supervisor import _pauses
+from bridge.supervisor import Systemd, _pauses
 from bridge.udp import BATCH, UdpSocket
 from broker_fixture import Broker
 from harness import LIMIT_S, BridgeProcess, RawLine, Watcher, bridge_config, children, raw_line, running, watching
@@ -82,13 +82,17 @@ def gap(bridge: BridgeProcess) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def bridged(
-    broker: Broker, directory: Path, line: dict[str, str] | None = None, **more: Any
+    broker: Broker,
+    directory: Path,
+    line: dict[str, str] | None = None,
+    command: tuple[str, ...] = BridgeProcess.command,
+    **more: Any,
 ) -> AsyncIterator[tuple[BridgeProcess, RawLine, Watcher, str]]:
     """A bridge, a registered line, what MQTT says, and the line's topics."""
     id = f"sup{next(_numbers)}"
     config = bridge_config(broker, "goip", {id: {"password": "password1"} | (line or {})}, **more)
     config["instance"] = f"i-{os.getpid()}-{id}"
-    async with watching(broker, "goip/#") as watcher, running(directory, config) as bridge:
+    async with watching(broker, "goip/#") as watcher, running(directory, config, command=command) as bridge:
         with raw_line(bridge.udp_port, id) as box:
             await box.register()
             await watcher.until(f"goip/{id}/availability", lambda seen: seen.payload == b"online")
@@ -381,6 +385,188 @@ async def test_a_program_that_is_gone_is_said(tmp_path: Path) -> None:
         assert "cannot start /nonexistent: No such file or directory" in supervisor.log
 
 
+# -- workers that hang ---------------------------------------------------------------------------------------------
+
+HASTY = """
+import sys
+from bridge import __main__, supervisor
+supervisor.Supervised.alive_s = 0.1
+if "--worker-fd" in sys.argv:
+    sys.exit(__main__.main())
+supervisor.set_up_logging()
+sys.exit(supervisor.Supervisor([sys.executable, *sys.orig_argv[1:]], hang_s=5).run())
+"""
+"The bridge, with less patience."
+HANGS = "the bridge hangs: it gave no sign of life for"
+
+
+@pytest.mark.usefixtures("sweep")
+async def test_a_bridge_that_hangs_is_replaced_and_the_next_one_reads_what_came_meanwhile(
+    broker: Broker, tmp_path: Path
+) -> None:
+    command = (sys.executable, "-c", HASTY, *BridgeProcess.command[3:])
+    async with bridged(broker, tmp_path, command=command) as (bridge, line, watcher, topic):
+        worker = bridge.worker_pid
+        signal_and_wait(worker, signal.SIGSTOP, "T")
+        line.send(line.event("RECEIVE", "srcnum:1;msg:while it hung"))
+        assert await line.receive() == f"RECEIVE {line.recvid} OK\n".encode()
+        assert (await watcher.until(f"{topic}/sms/in")).json["text"] == "while it hung"
+        assert bridge.worker_pid != worker
+        assert bridge.log.count(f"{HANGS} 5 s. Killing it") == 1
+        assert bridge.log.count("ended with signal 9 (SIGKILL); starting it again now") == 1
+
+
+def test_the_bridge_speaks_again_and_again_from_within_its_loop(tmp_path: Path) -> None:
+    """We are the supervisor. A signal has the main thread sleep, and no other."""
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(bridge_config(None, "goip", mqtt={"url": "mqtt://127.0.0.1:9"}))
+    )
+    program = (
+        "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: (print(flush=True), time.sleep(600)))" + HASTY
+    )
+    above, below = socket.socketpair()
+    with above, below:
+        above.settimeout(LIMIT_S)
+        above.send(b".")
+        command = [sys.executable, "-c", program, *BridgeProcess.command[3:], "--worker-fd", str(below.fileno())]
+        with subprocess.Popen(command, cwd=tmp_path, pass_fds=[below.fileno()], stdout=subprocess.PIPE) as worker:
+            try:
+                word, descriptors, _, _ = socket.recv_fds(above, 1, 1)
+                with socket.socket(fileno=descriptors[0]) as bound:
+                    assert bound.type == socket.SOCK_DGRAM
+                began = time.monotonic()
+                assert word + b"".join(above.recv(1) for _ in range(10)) == b"." * 11
+                assert time.monotonic() - began > 0.3  # a second, and no flood
+                worker.send_signal(signal.SIGUSR1)
+                assert worker.stdout is not None
+                worker.stdout.readline()
+                above.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    above.recv(1000)
+                assert not select.select([above], [], [], 0.5)[0]
+            finally:
+                worker.kill()
+
+
+async def test_a_loop_that_never_ends_is_broken(tmp_path: Path) -> None:
+    worker = "above.serving(udp)\nwhile True: pass"
+    async with supervising(tmp_path, worker, hang_s=0.5, steady_s=0.1) as supervisor:
+        await until(lambda: supervisor.log.count("ended with signal 9 (SIGKILL); starting it again now") == 2)
+        assert supervisor.log.count(HANGS) == 2
+
+
+async def test_a_worker_that_is_busy_but_speaks_now_and_then_is_left_alone(tmp_path: Path) -> None:
+    worker = """
+above.serving(udp)
+began = time.monotonic()
+while time.monotonic() < began + 4:
+    time.sleep(0.4)
+    above.alive()
+say("still here")
+time.sleep(600)
+"""
+    async with supervising(tmp_path, worker, hang_s=3) as supervisor:
+        await supervisor.logged("still here")
+        assert HANGS not in supervisor.log
+
+
+async def test_before_it_serves_a_worker_has_all_the_time_it_needs(tmp_path: Path) -> None:
+    worker = "time.sleep(1); say('serves'); above.serving(udp); time.sleep(600)"
+    async with supervising(tmp_path, worker, hang_s=0.5) as supervisor:
+        await supervisor.logged(HANGS)
+        assert "serves" in supervisor.log.partition(HANGS)[0]
+
+
+SPEAKING = """
+above.serving(udp)
+say("up")
+while True:
+    above.alive()
+    time.sleep(0.01)
+    if os.path.exists("said"): os.remove("said")
+"""
+"Removes the file once it has spoken after the file was made."
+
+
+async def test_a_supervisor_that_was_stopped_listens_before_it_judges(tmp_path: Path) -> None:
+    async with supervising(tmp_path, SPEAKING, hang_s=3) as supervisor:
+        await supervisor.logged("up")
+        assert supervisor.process is not None
+        keeper, worker = supervisor.process.pid, supervisor.worker_pid
+        signal_and_wait(keeper, signal.SIGSTOP, "T")
+        await asyncio.sleep(3.5)
+        signal_and_wait(keeper, signal.SIGCONT, "S")
+        await listens(supervisor, worker)
+
+
+async def test_when_all_was_stopped_the_worker_gets_its_time_to_speak(tmp_path: Path) -> None:
+    """As a frozen virtual machine, or a container that was paused."""
+    async with supervising(tmp_path, SPEAKING, hang_s=3) as supervisor:
+        await supervisor.logged("up")
+        assert supervisor.process is not None
+        keeper, worker = supervisor.process.pid, supervisor.worker_pid
+        signal_and_wait(worker, signal.SIGSTOP, "T")
+        await until(lambda: asleep(keeper))  # it has read everything
+        signal_and_wait(keeper, signal.SIGSTOP, "T")
+        await asyncio.sleep(3.5)
+        signal_and_wait(keeper, signal.SIGCONT, "S")  # it has looked, and waits again
+        assert state(worker) == "T"
+        os.kill(worker, signal.SIGCONT)
+        await listens(supervisor, worker)
+
+
+def asleep(pid: int) -> bool:
+    return state(pid) == "S"
+
+
+async def listens(supervisor: BridgeProcess, worker: int) -> None:
+    """The worker speaks, the supervisor hears it, and nobody was killed."""
+    said = supervisor.directory / "said"
+    for _ in range(3):
+        said.touch()
+        await until(lambda: not said.exists())
+    assert supervisor.worker_pid == worker
+    assert HANGS not in supervisor.log
+
+
+async def test_a_worker_never_waits_for_a_supervisor_that_does_not_listen(tmp_path: Path) -> None:
+    worker = """
+above.serving(udp)
+say("up")
+while not os.path.exists("go"): time.sleep(0.01)
+for _ in range(100_000): above.alive()
+say("all said")
+time.sleep(600)
+"""
+    async with supervising(tmp_path, worker) as supervisor:
+        await supervisor.logged("up")
+        assert supervisor.process is not None
+        signal_and_wait(supervisor.process.pid, signal.SIGSTOP, "T")
+        (tmp_path / "go").touch()
+        await supervisor.logged("all said")
+        supervisor.process.send_signal(signal.SIGCONT)
+        supervisor.kill_worker()
+        await until(lambda: supervisor.log.count("up\n") == 2)  # what it said is no hindrance to what follows
+
+
+async def test_a_worker_that_hangs_when_all_shall_stop_is_killed_after_the_time_to_stop(tmp_path: Path) -> None:
+    worker = """
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+above.serving(udp)
+say("up")
+while not told:
+    above.alive()
+    time.sleep(0.01)
+while True: pass
+"""
+    async with supervising(tmp_path, worker, stop_s=2.5, hang_s=1.5) as supervisor:
+        await supervisor.logged("up")
+        assert await supervisor.stop() == 1
+        assert "the bridge did not stop within 2.5 s; killing it" in supervisor.log
+        assert HANGS not in supervisor.log
+
+
 # -- the end -------------------------------------------------------------------------------------------------------
 
 
@@ -505,7 +691,8 @@ def pending(pid: int, number: signal.Signals) -> bool:
 ACTIVATE = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": sys.argv[2], "LISTEN_FDNAMES": "x"}
+own = str(os.getpid())
+os.environ |= {"LISTEN_PID": own, "LISTEN_FDS": sys.argv[2], "LISTEN_FDNAMES": "x", "WATCHDOG_PID": own}
 os.execv(sys.executable, [sys.executable, "-m", "bridge", "run", "--config", "config.yaml"])
 """
 
@@ -560,6 +747,13 @@ class Notices:
     async def receive(self) -> bytes:
         return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self._socket, 100), LIMIT_S)
 
+    async def others_before(self, wanted: bytes) -> list[bytes]:
+        """What comes until the one that is wanted does."""
+        others = []
+        while (notice := await self.receive()) != wanted:
+            others.append(notice)
+        return others
+
 
 @contextlib.contextmanager
 def notified(path: Path) -> Iterator[Notices]:
@@ -581,6 +775,76 @@ async def test_the_supervisor_tells_systemd_when_the_worker_serves_and_stops(tmp
             assert "NOTIFY_SOCKET" not in environment(bridge.worker_pid)
             assert await bridge.stop() == 0
             assert await notices.receive() == b"STOPPING=1"
+
+
+async def test_the_bridge_says_that_it_is_well_as_often_as_systemd_asks(tmp_path: Path) -> None:
+    config = bridge_config(None, "goip", mqtt={"url": "mqtt://127.0.0.1:9"})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kept, notified(tmp_path / "notify") as notices:
+        kept.bind(("127.0.0.1", 0))
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "500000"}
+        with activated(tmp_path, kept, **environment):
+            assert await notices.receive() == b"READY=1"
+            assert await notices.receive() == b"WATCHDOG=1"
+            began = time.monotonic()
+            assert [await notices.receive() for _ in range(6)] == [b"WATCHDOG=1"] * 6
+            assert time.monotonic() - began > 0.5  # a second and a half, and no flood
+
+
+async def test_the_supervisor_says_for_itself_that_it_is_well(tmp_path: Path) -> None:
+    """While no worker runs as well."""
+    with notified(tmp_path / "notify") as notices:
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000"}
+        command = (sys.executable, "-c", ASKED, WORKER + "above.serving(udp); os._exit(3)")
+        async with running(tmp_path, {}, command=command, environment=environment):
+            for _ in range(3):
+                await notices.others_before(b"READY=1")
+            # Then comes a pause of 2 s.
+            assert set(others := await notices.others_before(b"READY=1")) == {b"WATCHDOG=1"}
+            assert len(others) >= 5
+
+
+ASKED = """
+import os, sys
+from bridge.supervisor import Supervisor, Systemd, set_up_logging
+set_up_logging()
+systemd = Systemd(os.environ)
+assert "WATCHDOG_USEC" not in os.environ  # or the worker would take it for a question to itself
+sys.exit(Supervisor([sys.executable, "-c", sys.argv[1]], systemd).run())
+"""
+
+
+OURS, OTHERS = str(os.getpid()), "1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "alive_s"),
+    [
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": OURS}, 30),
+        ({"WATCHDOG_USEC": "60000000"}, 30),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": OTHERS}, None),
+        ({"WATCHDOG_USEC": "0", "WATCHDOG_PID": OURS}, None),
+        ({"WATCHDOG_USEC": "soon", "WATCHDOG_PID": OURS}, None),
+        ({}, None),
+    ],
+)
+def test_how_often_systemd_wants_a_sign_of_life(environment: dict[str, str], alive_s: float | None) -> None:
+    assert Systemd(dict(environment)).alive_s is None  # there is nobody to tell
+    environment["NOTIFY_SOCKET"] = "/nonexistent"
+    assert Systemd(environment).alive_s == alive_s
+    assert environment == {}
+
+
+def test_nobody_waits_for_a_systemd_that_does_not_listen(tmp_path: Path) -> None:
+    with notified(tmp_path / "notify"):
+        program = """
+import os
+from bridge.supervisor import Systemd
+systemd = Systemd(os.environ)
+for _ in range(2000): systemd.alive()
+"""
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+        subprocess.run([sys.executable, "-c", program], env=os.environ | environment, timeout=LIMIT_S, check=True)
 
 
 @pytest.mark.parametrize(

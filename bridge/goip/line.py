@@ -285,6 +285,14 @@ class Line:
         if isinstance(self.session, BulkSession):
             self.session.slept(seconds)
 
+    def held_up(self, unsent: set[bytes], now: float) -> bytes | None:
+        """What is in `unsent` leaves only now; returns what must not leave any more."""
+        if not isinstance(self.session, BulkSession) or self.session.datagram not in unsent:
+            return None
+        kept_back = self.session.held_up(now)
+        self._after_session(now)
+        return kept_back
+
     @property
     def asked(self) -> set[int]:
         """The SMS of earlier runs that the box is asked about, or will be."""

@@ -234,7 +234,11 @@ class SmsServer:
 
     def restore_session(self, name: str, submitted: Submitted, now: float) -> None:
         """Keep matching late answers to an SMS of before the restart."""
-        self.linger(submitted.sendid, Outcomes(name, {submitted.telid: submitted.recipient}), now)
+        outcomes = Outcomes(name, {submitted.telid: submitted.recipient})
+        line = self.line(name)
+        if submitted.recipient.repeat and line is not None and not line.repeat_safe:
+            outcomes.repeated.add(submitted.telid)  # perhaps: that was not written down
+        self.linger(submitted.sendid, outcomes, now)
         if ended := self._ended.get(submitted.sendid):
             ended.left_open = True
 
@@ -258,6 +262,18 @@ class SmsServer:
         """The machine slept: what counts in the world went on, and the timers did not."""
         for registered in self._by_name.values():
             registered.line.slept(seconds)
+
+    def held_up(self, unsent: set[bytes], now: float) -> set[bytes]:
+        """These datagrams waited for their commit, and leave only now, but for those that are returned: what waits for
+        their answers waits from now on, and what is too late by now is not submitted.
+        """
+        kept_back = set()
+        for registered in self._by_name.values():
+            if (datagram := registered.line.held_up(unsent, now)) is not None:
+                kept_back.add(datagram)
+            self.schedule(registered.line)
+        self.datagrams[:] = [entry for entry in self.datagrams if entry[0] not in kept_back]
+        return kept_back
 
     # -- output
 

@@ -143,6 +143,7 @@ class BulkSession:
         "Something of this session left more than once, so answers of an earlier phase may still come."
         self._datagram = b""
         self._transmissions = 0
+        self._transmitted_at = 0.0
         self.deadline: float | None = None
         self.heard = float("-inf")
 
@@ -242,12 +243,37 @@ class BulkSession:
         if self.phase in (Phase.OPENING, Phase.AUTHENTICATING):
             self._done(now)
 
+    @property
+    def datagram(self) -> bytes:
+        """What was sent last."""
+        return self._datagram
+
     def slept(self, seconds: float) -> None:
         """So much time passed that no timer knows of: numbers that wait for their turn expire all the same."""
         self._pending[:] = [
             recipient if recipient.expires is None else replace(recipient, expires=recipient.expires - seconds)
             for recipient in self._pending
         ]
+
+    def held_up(self, now: float) -> bytes | None:
+        """What was to leave last leaves only now: its answer is awaited from now on. Returns it where it must not leave
+        any more: a number whose time was over meanwhile.
+        """
+        late = now - self._transmitted_at
+        self._transmitted_at = now
+        if self.deadline is not None:
+            self.deadline += late
+        if self.phase is not Phase.SUBMITTED or self._transmissions > 1:
+            return None
+        recipient = self.outcomes.open[self._telid]
+        if recipient.expires is None or now < recipient.expires:
+            self._submitted_at = self._silent_since = now
+            return None
+        kept_back = self._datagram
+        del self.outcomes.open[self._telid]
+        self._events.append(events.SmsRequeued(self.line, recipient.msg, "its time was over before SEND could leave"))
+        self._submit_next(now)
+        return kept_back
 
     def only_listen(self, now: float) -> None:
         """Ask no more: the firmware may send again."""
@@ -282,6 +308,9 @@ class BulkSession:
             self.deadline = now + self._timing.wait
 
     def _may_repeat_send(self, now: float) -> bool:
+        recipient = self.outcomes.open[self._telid]
+        if self._transmissions == 0 and recipient.expires is not None and recipient.expires <= now:
+            return False  # resumed, and held up since: the question could be its first SEND
         if self.safe:  # a query: it also keeps the session alive
             end = self._submitted_at + MAX_WAITS * self._timing.wait
             return now < min(end, self._silent_since + self._timing.wait)
@@ -290,6 +319,10 @@ class BulkSession:
 
     def _settled(self, telid: int, now: float) -> None:
         if telid == self._telid and self.phase in (Phase.SUBMITTED, Phase.WAITING):
+            if self.safe and self._transmissions > 1 and now < self._transmitted_at + self._timing.resend:
+                # A question may still be on its way. Behind the next number, a box that remembers only the last one
+                # would send for it; in a session that is over nothing does.
+                self._pending.clear()  # nothing happened to them: they are still in the owner's queue
             self._submit_next(now)
 
     def _refused(self, text: str, now: float) -> None:
@@ -350,6 +383,7 @@ class BulkSession:
         self.phase = phase
         self._datagram = datagram
         self._transmissions = 1
+        self._transmitted_at = now
         self._datagrams.append(datagram)
         self.deadline = now + self._timing.resend
 
@@ -358,6 +392,7 @@ class BulkSession:
         if self.phase in (Phase.SUBMITTED, Phase.WAITING) and not self.safe:
             self.outcomes.repeated.add(self._telid)
         self._transmissions += 1
+        self._transmitted_at = now
         self._datagrams.append(self._datagram)
         self.deadline = now + self._timing.resend
 

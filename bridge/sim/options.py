@@ -32,7 +32,7 @@ class LineOptions:
     session_idle: float = 90.0
     "Until the box forgets a session it hears nothing about (docs/protocol.md §4.2)."
     sessions: int = 5
-    "How many sessions may be open at once."
+    "How many sessions may be open at once, on all lines of the box."
 
     time_scale: float = 1.0
     "10 makes the mobile network ten times faster: SMS, reports, USSD, calls, booting."

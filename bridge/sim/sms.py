@@ -68,7 +68,7 @@ class SmsSender:
             self._line.reply(source, f"{'SEND' if session.authenticated else 'PASSWORD'} {sendid}\n", now)
         elif not self._line.logged_in:
             self._line.reply(source, f"ERROR {sendid} GSM_LOGOUT\n", now)
-        elif self.open_sessions(now) >= self._line.options.sessions:
+        elif sum(line.sms.open_sessions(now) for line in self._line.gateway.lines) >= self._line.options.sessions:
             self._line.reply(source, f"ERROR {sendid} too_many_sends_in_server\n", now)
         else:
             self._sessions[sendid] = _Session(message.text, heard=now)

@@ -84,6 +84,8 @@ class Life:
         self.crash_at = crash_at
         "The number of the effect that is never completed."
         self.trace: list[str] = []
+        self.stop = asyncio.Event()
+        "Set by whoever wants it to end in good order."
         self.on_crash: Callable[[], None] = lambda: None
 
     def effect(self, name: str) -> None:
@@ -145,6 +147,8 @@ class Host:
     def __init__(self) -> None:
         self.waiting: deque[tuple[bytes, Address]] = deque()
         self.held = True
+        self.inherited = False
+        "Somebody had this socket before."
         self.number = 0
         "Counts the sockets: another one begins when the old one was not held."
         self.on_arrival: Callable[[], None] | None = None
@@ -171,7 +175,7 @@ class VirtualUdp:
         read: Callable[[list[tuple[bytes, Address]]], None],
     ) -> None:
         self.address = ("192.0.2.1", 44444)
-        self.inherited = True
+        self.inherited, host.inherited = host.inherited, True
         self.identity = f"socket-{host.number}"
         self.sent = self.send_failures = self.kernel_drops = 0
         self._host, self._life = host, life
@@ -345,6 +349,9 @@ class VirtualLink:
             return
         self._life.effect("acknowledge")
         self._later(self._broker.acknowledged, message.mid)
+
+    def listen(self, *, on: bool) -> None:
+        raise AssertionError("there is no other bridge")
 
     async def disconnect(self, *, clean: bool = True) -> None:
         self._stopping.set()

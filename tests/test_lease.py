@@ -1,0 +1,287 @@
+"""Who serves when several bridges are on one base topic: the rule alone, and real bridges on a real broker."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.lease import AGAIN_S, ANSWER_S, UNHEARD_S, Lease, Role
+from harness import RawLine, as_broker, bridge_config, own_broker, running, watching
+
+
+class Topic:
+    """`bridge/info` on a broker that delivers at once."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.retained: bytes | None = None
+        self.connected: list[Bridge] = []
+
+    def publish(self, sender: "Bridge", body: bytes) -> None:
+        self.retained = body
+        for bridge in [bridge for bridge in self.connected if bridge is not sender]:
+            bridge.hear(body, retain=False)
+
+    def serving(self) -> list[str]:
+        return [bridge.instance for bridge in self.connected if bridge.lease.role is Role.SERVING]
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        for bridge in self.connected:
+            if bridge.lease.is_to_ask(self.now):
+                bridge.ask_again()
+            if bridge.lease.look(self.now, bridge.stamp()):
+                bridge.say()
+
+
+class Bridge:
+    """As much of one as the rule needs."""
+
+    def __init__(self, topic: Topic, instance: str, since: str | None = None) -> None:
+        self.topic, self.instance = topic, instance
+        self.started = self.stamp()
+        self.lease = Lease(instance, self.started, since)
+
+    def stamp(self) -> str:
+        return f"2026-01-01T00:{self.topic.now / 60:09.4f}Z"
+
+    def say(self) -> None:
+        said = {"instance": self.instance, "started_at": self.started, "serving_since": self.lease.since}
+        self.topic.publish(self, json.dumps(said).encode())
+
+    def hear(self, body: bytes, *, retain: bool) -> None:
+        if self.lease.hear(body, self.topic.now, retain=retain):
+            self.say()
+
+    def connect(self, *, resumed: bool = False) -> "Bridge":
+        self.lease.ask(self.topic.now, resumed=resumed)
+        if self.topic.retained is not None:
+            self.hear(self.topic.retained, retain=True)
+        self.topic.connected.append(self)
+        self.say()
+        self.lease.asked(self.topic.now)
+        self.topic.wait(0.0)
+        return self
+
+    def ask_again(self) -> None:
+        self.lease.ask(self.topic.now, resumed=False)
+        self.say()
+        self.lease.asked(self.topic.now)
+
+    def leave(self) -> None:
+        """Whoever served says `offline`."""
+        self.topic.connected.remove(self)
+        if self.lease.role is Role.SERVING:
+            for other in self.topic.connected:
+                if other.lease.role is Role.STANDING_BY:
+                    other.ask_again()
+
+    def restart(self) -> "Bridge":
+        self.leave()
+        return Bridge(self.topic, self.instance, self.lease.since or "")
+
+
+@pytest.fixture
+def topic() -> Topic:
+    return Topic()
+
+
+def test_one_that_is_alone_serves_at_once_also_after_a_restart(topic: Topic) -> None:
+    bridge = Bridge(topic, "home").connect()
+    assert bridge.lease.role is Role.SERVING
+    since = bridge.lease.since
+    topic.wait(100.0)
+    again = bridge.restart().connect(resumed=True)
+    assert (again.lease.role, again.lease.since, again.lease.succeeds) == (Role.SERVING, since, False)
+
+
+def test_a_newcomer_stands_by_until_the_other_is_gone(topic: Topic) -> None:
+    first = Bridge(topic, "first").connect()
+    topic.wait(10.0)
+    second = Bridge(topic, "second").connect()
+    assert (second.lease.role, second.lease.rival) == (Role.STANDING_BY, "first")
+    topic.wait(1000.0)
+    assert topic.serving() == ["first"]
+    first.leave()
+    assert topic.serving() == [], "it may be back at once"
+    topic.wait(ANSWER_S)
+    assert topic.serving() == ["second"]
+
+
+def test_one_that_stands_by_for_somebody_who_went_silently_asks_again(topic: Topic) -> None:
+    first = Bridge(topic, "first").connect()
+    topic.wait(10.0)
+    second = Bridge(topic, "second").connect()
+    topic.connected.remove(first)
+    topic.wait(AGAIN_S)
+    topic.wait(ANSWER_S)
+    assert second.lease.role is Role.SERVING
+
+
+def test_the_successor_of_a_dead_one_waits_for_its_answer_first(topic: Topic) -> None:
+    Bridge(topic, "first").connect().leave()
+    second = Bridge(topic, "second").connect(resumed=True)
+    topic.wait(ANSWER_S - 0.1)
+    assert second.lease.role is Role.ASKING
+    topic.wait(0.2)
+    assert second.lease.role is Role.SERVING
+    assert second.lease.succeeds, "what waited for it may have been carried out by the other one"
+
+
+def test_nothing_can_wait_for_one_that_was_never_there(topic: Topic) -> None:
+    Bridge(topic, "first").connect().leave()
+    assert not Bridge(topic, "second").connect(resumed=False).lease.succeeds
+
+
+def test_who_served_first_serves_again_when_it_is_back(topic: Topic) -> None:
+    first = Bridge(topic, "first").connect()
+    topic.wait(10.0)
+    second = Bridge(topic, "second").connect()
+    first.leave()
+    topic.wait(10.0)
+    assert topic.serving() == ["second"]
+    back = Bridge(topic, "first", first.lease.since).connect(resumed=True)
+    assert second.lease.role is Role.STANDING_BY
+    topic.wait(ANSWER_S)
+    assert topic.serving() == ["first"]
+    assert back.lease.succeeds
+
+
+def test_a_restart_of_the_one_that_stood_by_does_not_make_it_older(topic: Topic) -> None:
+    Bridge(topic, "first").connect()
+    topic.wait(10.0)
+    second = Bridge(topic, "second").connect()
+    again = second.restart().connect(resumed=True)
+    topic.wait(100.0)
+    assert topic.serving() == ["first"]
+    assert again.lease.since is None
+
+
+def test_a_broker_that_acknowledges_nothing_is_not_waited_for_for_ever(topic: Topic) -> None:
+    lease = Lease("home", "2026-01-01T00:00:00.000Z", None)
+    lease.ask(1000.0, resumed=False)
+    assert not lease.look(1000.0 + UNHEARD_S - 1.0, "2026-01-01T00:00:14.000Z")
+    assert lease.look(1000.0 + UNHEARD_S, "2026-01-01T00:00:15.000Z")
+
+
+def test_two_that_begin_at_once_agree(topic: Topic) -> None:
+    one, two = Bridge(topic, "one"), Bridge(topic, "two")
+    two.connect()
+    one.connect()
+    topic.wait(ANSWER_S)
+    assert topic.serving() == ["two"]
+
+
+def test_two_with_the_same_instance_are_told_apart(topic: Topic) -> None:
+    Bridge(topic, "home").connect()
+    topic.wait(10.0)
+    other = Bridge(topic, "home").connect()
+    assert other.lease.role is Role.STANDING_BY
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"null", b"[]", b"{}", b'{"instance":1}', b"\xff", b'{"instance":"x","started_at":[]}']
+)
+def test_nonsense_frightens_nobody(topic: Topic, body: bytes) -> None:
+    bridge = Bridge(topic, "home").connect()
+    bridge.hear(body, retain=False)
+    assert bridge.lease.role is Role.SERVING
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_never_do_two_serve_and_in_the_end_one_does(seed: int) -> None:
+    rng = random.Random(seed)
+    topic = Topic()
+    kept: dict[str, str] = {}
+    for _ in range(60):
+        name = rng.choice("abcd")
+        there = next((bridge for bridge in topic.connected if bridge.instance == name), None)
+        if there is None:
+            Bridge(topic, name, kept.get(name)).connect(resumed=rng.random() < 0.5)
+        elif rng.random() < 0.5:
+            there.leave()
+            kept[name] = there.lease.since or ""
+        assert len(topic.serving()) <= 1
+        topic.wait(rng.choice((0.0, 1.0, 4.0, 20.0)))
+        assert len(topic.serving()) <= 1
+    topic.wait(AGAIN_S)
+    topic.wait(ANSWER_S)
+    assert len(topic.serving()) == min(1, len(topic.connected))
+
+
+# -- for real
+
+
+def of(role: str, watcher: Any) -> Any:
+    return watcher.until("goip/bridge/info", lambda seen: seen.json["instance"] == role and seen.json["serving_since"])
+
+
+async def sms(line: RawLine) -> None:
+    """Be the gateway for one SMS, from MSG to DONE; fails when it is not asked to."""
+    for answer in ("PASSWORD {}\n", "SEND {}\n", "OK {} 1 7\n", "DONE {}\n"):
+        sendid = (await line.receive()).split()[1].decode()
+        line.send(answer.format(sendid))
+
+
+async def test_of_two_bridges_one_carries_out_commands_and_the_other_takes_its_place(tmp_path: Path) -> None:
+    """The same lines in both, and a gateway that registers with both."""
+    folders = [tmp_path / name for name in ("broker", "first", "second")]
+    folders[1].mkdir()
+    folders[2].mkdir()
+    async with own_broker(folders[0]) as mosquitto:
+        broker = as_broker(mosquitto)
+        configs = [bridge_config(broker, "goip") | {"instance": name} for name in ("first", "second")]
+        async with watching(broker, "goip/#") as watcher, running(folders[1], configs[0]) as first:
+            await of("first", watcher)
+            async with running(folders[2], configs[1]) as second:
+                await second.logged("This one stands by")
+                one, two = RawLine(first.udp_port), RawLine(second.udp_port)
+                await one.register()
+                await two.register()
+                await watcher.publish("goip/goip1/cmd/sms/4911", "the first serves")
+                await sms(one)
+                await watcher.until("goip/goip1/delivery", lambda seen: seen.json["event_type"] == "sent")
+                assert two.nothing_waits()
+                # What gateways tell the other one is told all the same.
+                assert (await two.ask(two.event("RECEIVE", "srcnum:1;msg:to the second"))).startswith(b"RECEIVE")
+                await watcher.until("goip/goip1/sms/in", lambda seen: seen.json["text"] == "to the second")
+
+                await first.stop()
+                await of("second", watcher)
+                # This one waits for the first one, too: its session is still there.
+                await watcher.publish("goip/goip1/cmd/sms/4912", "the second serves")
+                await sms(two)
+                await watcher.until("goip/goip1/delivery", lambda seen: seen.json["to"] == "4912", count=3)
+
+                await first.start()
+                await watcher.until(
+                    "goip/bridge/availability", lambda seen: seen.payload == b"online" and not seen.retain, count=3
+                )
+                assert "1 commands may have been carried out" in first.log
+                await one.register()
+                await watcher.publish("goip/goip1/cmd/sms/4913", "the first serves again")
+                await sms(one)
+                await watcher.until("goip/goip1/delivery", lambda seen: seen.json["to"] == "4913", count=3)
+                assert two.nothing_waits()
+
+                await first.kill()  # its last will comes 10 s later
+                await watcher.until(
+                    "goip/bridge/info",
+                    lambda seen: seen.json["instance"] == "second" and seen.json["serving_since"],
+                    count=2,
+                )
+                await watcher.publish("goip/goip1/cmd/sms/4914", "the second again")
+                await sms(two)
+                await watcher.until("goip/goip1/delivery", lambda seen: seen.json["to"] == "4914", count=3)
+                sent = [
+                    seen.json["to"] for seen in watcher.on("goip/goip1/delivery") if seen.json["event_type"] == "sent"
+                ]
+                assert sent == ["4911", "4912", "4913", "4914"]
+                assert len(watcher.on("goip/goip1/result/sms")) == 4
+                told = [seen.json for seen in watcher.on("goip/bridge/event") if seen.json["event_type"] == "takeover"]
+                assert any("'first'" in fact["message"] for fact in told)
+                assert any("'second'" in fact["message"] for fact in told)
+                one.close()
+                two.close()
