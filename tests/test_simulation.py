@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from reliability.mutations import MUTATIONS, Mutation, copy_tree
 from reliability.simulation import SCENARIOS, SHORT, every_crash, simulate
 
 REGRESSIONS: list[tuple[str, int]] = [
@@ -84,3 +85,11 @@ def test_a_seed_replays() -> None:
         for number in ("1", "2")
     }
     assert len(prints) == 1
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_every_mutation_still_breaks_the_code_there_is(mutation: Mutation, tmp_path: Path) -> None:
+    """That it is noticed, `make mutations` shows."""
+    copy_tree(tmp_path, mutation)
+    for file in {file for file, _, _ in mutation.changes}:
+        compile((tmp_path / file).read_text(), file, "exec")
