@@ -533,9 +533,13 @@ class Publisher:
     def _next_held(self, now: float) -> Item | None:
         """One of them, when there is nothing else to do: the connection may not outlive it."""
         leaving = self._birth.body == b"offline"
-        while self._held and self._born and not self._in_flight and not leaving and now >= self._try_from:
-            topic, item = next(iter(self._held.items()))
-            if isinstance(item, OutboxRow) or item.topic == self._birth.topic:
+        ready = self._born or self._only is not None
+        if leaving or self._in_flight or now < self._try_from or not ready:
+            return None
+        for topic, item in list(self._held.items()):
+            if self._only is not None and isinstance(item, RetainedState) and topic not in self._only:
+                continue
+            if isinstance(item, OutboxRow) or topic == self._birth.topic:
                 return item
             if (state := self._states.get(topic)) is not None:
                 self._documents.pop(topic, None)

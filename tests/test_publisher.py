@@ -500,6 +500,19 @@ def test_what_is_held_and_then_found_to_exceed_what_the_broker_says_is_parked(de
     assert desk.settle() == ["goip/a/sms/in"]
 
 
+def test_of_what_is_held_only_facts_are_tried_where_states_are_not_to_be_said(desk: Desk) -> None:
+    desk.state("goip/a/state", LARGE)
+    desk.add("goip/a/sms/in", body=LARGE)
+    for _ in range(4):
+        desk.meet(at_most(1000))
+    desk.publisher.say_only(())
+    desk.publisher.connected()
+    desk.publisher.retry_parked()
+    assert desk.settle() == ["goip/a/sms/in"]
+    desk.publisher.say_only(None)
+    assert desk.settle() == [BIRTH, "goip/a/state"]
+
+
 def test_a_reply_on_a_callers_topic_that_closes_the_connection_is_dropped(desk: Desk) -> None:
     desk.add("reply/x", "goip/a/result/sms", schema="result")
     for _ in range(3):
