@@ -85,6 +85,7 @@ async def test_every_topic_of_a_device_is_one_of_the_bridge(tmp_path: Path) -> N
             await watcher.until("goip/goip1/state")
             await line.ask(line.event("RECEIVE", "srcnum:1;msg:x"))
             await watcher.until("goip/goip1/sms/last")
+            await watcher.until("goip/goip1/sms/in")
         said = {seen.topic for seen in watcher.seen}
         facts = {f"goip/goip1/{path}" for path in ("delivery", "call", "ussd")}
         commands = set()
