@@ -330,8 +330,8 @@ class Bridge:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._handed_over.wait(), min(HAND_OVER_S, end - loop.time() - 1.0))
                 # Whoever did not hear our farewell shall hear the last will.
-                serving = self.lease.role is Role.SERVING
-                await self.link.disconnect(clean=self.publisher.said_goodbye or not serving)
+                another = self.lease.role is Role.STANDING_BY
+                await self.link.disconnect(clean=self.publisher.said_goodbye or another)
         self._empty_topics(math.inf)
         self.pump()
         self._commit([], None)  # what the broker acknowledged last
