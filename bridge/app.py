@@ -83,6 +83,8 @@ GIVES_UP_S = 12.0
 STALL_RETRY_S = 1.0
 LATE_S = 1.0
 "A commit that takes longer counts for what waits for answers."
+LATE_ANSWER_S = 4.0
+"After standing still for so long, another bridge may serve (`bridge.lease.ANSWER_S`)."
 ASLEEP_S = 3.0
 "Without regular work for so long, nobody read the socket either."
 MOST_WAITING = 100_000
@@ -182,6 +184,8 @@ class Bridge:
         self._stall_drops = 0
         self._ticked = now
         "When the regular work was done last."
+        self._heard_at = now
+        "When another bridge would have been answered last."
         self._asleep = self.clock.boottime() - now
         "How long the machine slept since its start."
         self._lag = 0.0
@@ -330,8 +334,8 @@ class Bridge:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._handed_over.wait(), min(HAND_OVER_S, end - loop.time() - 1.0))
                 # Whoever did not hear our farewell shall hear the last will.
-                another = self.lease.role is Role.STANDING_BY
-                await self.link.disconnect(clean=self.publisher.said_goodbye or another)
+                standing_by = self.lease.role is Role.STANDING_BY
+                await self.link.disconnect(clean=self.publisher.said_goodbye or standing_by)
         self._empty_topics(math.inf)
         self.pump()
         self._commit([], None)  # what the broker acknowledged last
@@ -483,6 +487,7 @@ class Bridge:
 
     def received(self, messages: list[Incoming]) -> None:
         """Take commands from the broker; one that is not committed is not acknowledged and comes again."""
+        self._ask_if_late()
         for message in messages:
             if self.discovery.takes(message.topic):
                 self.discovery.heard(message.topic, message.payload, retain=message.retain)
@@ -496,6 +501,8 @@ class Bridge:
                 self._undecided.append(message)
         if self.lease.role is Role.STANDING_BY:
             self._drop_undecided("are for the bridge that serves")
+        elif self.lease.succeeds:  # at once: the broker may have more of them than it sends without acknowledgement
+            self._drop_undecided("may have been carried out by the bridge that served meanwhile")
         if not self._taking:
             self._take_commands()
 
@@ -528,6 +535,13 @@ class Bridge:
         self._publish_bridge()
         self._drain(self.clock.monotonic())
 
+    def _ask_if_late(self) -> None:
+        """Whoever asked while we stood still had no answer, and serves: what waits for us it has carried out."""
+        now = self.clock.monotonic()
+        late, self._heard_at = now - self._heard_at > LATE_ANSWER_S, now
+        if late and self.lease.role is Role.SERVING and self.link is not None and self.link.connected:
+            self._ask(resumed=True)
+
     def _ask_again(self) -> None:
         if self.link is not None:
             self.link.listen(on=True)
@@ -536,6 +550,8 @@ class Bridge:
     def _serve_if_free(self) -> None:
         """Begin to serve, once nobody else claims to."""
         lease, now = self.lease, self.clock.monotonic()
+        if self._stopping:
+            return
         if lease.is_to_ask(now):
             self._ask_again()
         if lease.role is Role.ASKING and not self.publisher.waits(self._own_topics[1]):
@@ -596,7 +612,7 @@ class Bridge:
 
     def withdraw(self, message: Incoming) -> None:
         """Forget a command that is not committed."""
-        for waiting in (self._backlog, self._inbox, self._poison):
+        for waiting in (self._backlog, self._inbox, self._poison, self._undecided):
             with contextlib.suppress(ValueError):
                 waiting.remove(message)
 
@@ -639,7 +655,7 @@ class Bridge:
         closer = self.publisher.disconnected(now)
         if closer is not None and self.publisher.is_refused(closer.topic) and not self._stopping:
             self._tell_refused([(closer, None)], now)
-        self._undecided.clear()  # they come again
+        self._undecided[:] = [message for message in self._undecided if not message.mid]  # the others come again
         if self._handed_over is not None:
             self._handed_over.set()
         return closer is not None
@@ -973,6 +989,7 @@ class Bridge:
             due = max(due + period, loop.time())
 
     def _second(self) -> None:
+        self._ask_if_late()
         now, at = self.clock.monotonic(), self.steady.time()
         self._ticked = now
         self._mind_the_clock()
@@ -1005,7 +1022,12 @@ class Bridge:
             log.warning("the clock was set forward by %.0f s: SMS that are too old by it wait", steady.pending)
         if steady.believed and not self._stalled:
             passed, upto = steady.believed, steady.upto
-            if self._commit([], lambda _batch: self.store.hasten(passed, upto)):
+
+            def hasten(_batch: Batch) -> None:
+                self.store.hasten(passed, upto)
+                self.store.put(STEADY, steady.saved())  # or it is done once more after a crash
+
+            if self._commit([], hasten):
                 steady.believed = 0.0
                 log.warning("the clock is believed: %.0f s more have passed", passed)
         if changed and not steady.believed:
@@ -1145,7 +1167,7 @@ class Bridge:
 
     def _publish_bridge(self) -> None:
         """The bridge's own retained topics."""
-        self.board.publish_info(self._mqtt, self.lease.since)
+        self.board.publish_info(self._mqtt, self.lease.serving_since, self.lease.served_since)
         self._publish_health()
         self.board.publish_lines()
         self.board.publish_stats()

@@ -103,7 +103,7 @@ class Board:
                 self._changed.add(line.name)
         self.publish_states()
 
-    def publish_info(self, mqtt: payloads.MqttInfo, serving_since: str | None) -> None:
+    def publish_info(self, mqtt: payloads.MqttInfo, serving_since: str | None, served_since: str | None) -> None:
         """What this bridge is."""
         info = payloads.BridgeInfo(
             version=__version__,
@@ -111,6 +111,7 @@ class Board:
             instance=self._instance,
             started_at=payloads.timestamp(self._run.started),
             serving_since=serving_since,
+            served_since=served_since,
             lines=len(self.settings.lines),
             mqtt=mqtt,
             features=[*FEATURES, *(["homeassistant"] if self.settings.homeassistant.discovery else [])],

@@ -77,6 +77,7 @@ class SteadyTime:
                 self.pending = max(0.0, self._step)
         self.off = self.pending
         "How long the machine was off before this start of the bridge, as far as the wall clock knows; else 0."
+        self.look()  # a step may stand since before: what waits because of it goes on waiting
 
     def time(self) -> float:
         """Now."""

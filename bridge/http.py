@@ -25,6 +25,7 @@ from aiohttp import web
 from bridge import metrics, status
 from bridge.app import Bridge
 from bridge.commands import Code
+from bridge.lease import Role
 from bridge.mqtt import Incoming
 from bridge.numbers import mask
 from bridge.payloads import stamped
@@ -243,6 +244,8 @@ class HttpListener:
             return _problem(409, "a command with this id waits for its result", "busy")
         if self._bridge.stopping:
             return _problem(503, "the bridge stops", "shutting_down")
+        if self._bridge.lease.role is Role.STANDING_BY:
+            return _problem(503, f"another bridge, {self._bridge.lease.rival!r}, serves; this one stands by", "busy")
         if len(self._recent.awaited) >= MAX_SENDING:
             return _problem(503, f"{MAX_SENDING} commands wait already", "busy")
         body = await self._result(key, topic, orjson.dumps(asked | {"id": id}))

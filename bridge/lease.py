@@ -46,6 +46,16 @@ class Lease:
         self._until: float | None = None
         "When the time for an answer is over, None until the broker has the question; or when to ask again."
 
+    @property
+    def serving_since(self) -> str | None:
+        """As it is told: None while this bridge asks, or stands by."""
+        return self.since if self.role is Role.SERVING else None
+
+    @property
+    def served_since(self) -> str | None:
+        """While it asks: since when it served before. It goes before others that ask."""
+        return self.since if self.role is Role.ASKING else None
+
     def ask(self, now: float, *, resumed: bool) -> None:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
         self._contested = self.role is Role.STANDING_BY
@@ -59,6 +69,7 @@ class Lease:
             said = orjson.loads(info)
             instance, started = str(said["instance"]), str(said["started_at"])
             since = said.get("serving_since", started)  # an older version does not say it, and serves
+            kept = said.get("served_since")
         except (ValueError, LookupError, TypeError, AttributeError):
             return False
         if instance == self._instance and (retain or started == self._started_at):
@@ -66,10 +77,14 @@ class Lease:
         if self.role is Role.STANDING_BY:
             return False
         self.rival = instance[:32]
+        if self.role is Role.ASKING and since is not None:
+            self.succeeds = self.succeeds or self._resumed
+            self.since = None  # whoever serves goes on
         if retain:
-            self._contested, self.succeeds = True, self._resumed and since is not None
+            self._contested = True
             return False
-        if (str(since or _NEVER), started, instance) < (self.since or _NEVER, self._started_at, self._instance):
+        theirs = (since is None, str(since or kept or _NEVER), started, instance)
+        if theirs < (self.role is Role.ASKING, self.since or _NEVER, self._started_at, self._instance):
             self.role, self.since, self._until = Role.STANDING_BY, None, now + AGAIN_S
             return False
         return True

@@ -560,12 +560,12 @@ class _Connection:
     def _deliver(self) -> None:
         if self._granted is not None and not self.ready:
             self._become_ready(self._granted)
+        if self._received and self.ready:  # before the PUBACKs: what the broker had before ours came before them
+            messages, self._received = self._received, []
+            self._handler.received(messages)
         if self._acks:
             acks, self._acks = self._acks, []
             self._handler.published(acks)
-        if self._received and self.ready:
-            messages, self._received = self._received, []
-            self._handler.received(messages)
         if self._ended_at is not None and not self._ended.done():
             self._ended.set_result(None)
 

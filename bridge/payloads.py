@@ -429,6 +429,8 @@ class BridgeInfo:
     "When this run began: RFC 3339, UTC."
     serving_since: Time | None
     "Since when this bridge is the one that serves the base topic; null while it asks whether another one does."
+    served_since: Time | None
+    "While it asks: since when it served before."
     lines: int
     "Configured lines."
     mqtt: MqttInfo

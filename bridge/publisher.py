@@ -137,7 +137,9 @@ class Publisher:
         self._untried: set[str] = set()
         "Of these topics, those where it was not tried again: it may be innocent."
         self._left_out: int | None = None
-        "The first fact of the outbox that is neither in memory nor done, as it is like one that is held."
+        "The first fact of the outbox that is neither in memory nor done: it is like one that is held, or was refused."
+        self._left_out_until = 0.0
+        "When what is left out is read again, at the latest."
         self._try_from = 0.0
         self._try_delay = 0.0
         self._done: list[int] = []
@@ -202,6 +204,7 @@ class Publisher:
     def connected(self) -> None:
         """Everything not acknowledged, and every state, is to be sent on this connection."""
         self._born = False
+        self._take_in()
         self._unpark(list(self._parked))
         self.refresh(self._base)
 
@@ -242,7 +245,8 @@ class Publisher:
                 self.accepted.add(item.topic)
             if isinstance(item, OutboxRow):
                 self._done.append(item.n)
-                self._delays.pop(item.n, None)
+                if self._delays.pop(item.n, None) is not None and not self._parked_facts:
+                    self._take_in()  # nothing is refused any more
                 if code == NO_SUBSCRIBER and item.schema not in ("result", "bridge_event"):
                     notable.append((item, code))
                 continue
@@ -256,6 +260,8 @@ class Publisher:
         """Try refused publications again: those that are due, or all."""
         if now is None:
             self._try_held(0.0)
+        if self._left_out is not None and (now is None or now >= self._left_out_until):
+            self._take_in()
         self._unpark([key for key, parked in self._parked.items() if now is None or now >= parked.retry_at])
 
     def _unpark(self, keys: list[Key]) -> None:
@@ -434,7 +440,7 @@ class Publisher:
         return self._states[topic]
 
     def _has_facts(self) -> bool:
-        while not self._facts and self._more and self._parked_facts < IN_MEMORY:
+        while not self._facts and self._more:
             page = self._store.outbox(self._loaded, IN_MEMORY)
             self._more = len(page) == IN_MEMORY
             taken = self._taken
@@ -487,6 +493,12 @@ class Publisher:
 
     def _park(self, item: Item, now: float) -> None:
         key = item.n if isinstance(item, OutboxRow) else item.topic
+        if isinstance(item, OutboxRow) and len(self._parked) >= IN_MEMORY:
+            self.refused += 1
+            self._delays.pop(key, None)
+            self._leave_out(item)
+            self._left_out_until = now + PARK_S[1]
+            return
         delay = min(self._delays.get(key, PARK_S[0] / 2) * 2, PARK_S[1])
         self._delays[key] = delay
         self.refused += 1
@@ -523,6 +535,13 @@ class Publisher:
         """There may be many: they stay in the store."""
         self._left_out = row.n if self._left_out is None else min(self._left_out, row.n)
 
+    def _take_in(self) -> None:
+        """Read again what was left out."""
+        if self._left_out is not None:
+            self._facts = deque(row for row in self._facts if row.n < self._left_out)
+            self._loaded = min(self._loaded, self._left_out - 1)
+            self._more, self._left_out = True, None
+
     def _let_go(self, topic: str) -> None:
         self._held.pop(topic, None)
         self._untried.discard(topic)
@@ -557,7 +576,5 @@ class Publisher:
         if isinstance(item, RetainedState):
             if self._states.get(item.topic, item) is not item:
                 self._queue(self._states[item.topic])
-        elif self._left_out is not None:
-            self._facts = deque(row for row in self._facts if row.n < self._left_out)
-            self._loaded = min(self._loaded, self._left_out - 1)
-            self._more, self._left_out = True, None
+        else:
+            self._take_in()

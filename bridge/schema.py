@@ -354,7 +354,8 @@ def _examples() -> dict[type, tuple[object, ...]]:
         ),
         payloads.BridgeInfo: (
             payloads.BridgeInfo(
-                version="0.1.0", api=1, instance="home", started_at=_STARTED, serving_since=_STARTED, lines=2,
+                version="0.1.0", api=1, instance="home", started_at=_STARTED, serving_since=_STARTED, served_since=None,
+                lines=2,
                 mqtt=payloads.MqttInfo(version="5", session_present=True), features=["sms", "delivery", "ussd"],
                 config=Settings.model_validate(_CONFIG).public_dict(),
             ),

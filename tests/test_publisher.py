@@ -669,3 +669,34 @@ def test_refused_documents_do_not_hold_up_the_outbox(desk: Desk) -> None:
     again._to_send.clear()
     again._documents.clear()
     assert len([topic for topic in desk.settle() if topic.startswith("goip/a/sms/")]) == IN_MEMORY + 10
+
+
+def test_however_many_facts_are_refused_others_flow_and_none_is_forgotten(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    permitted: set[str] = set()
+    for _ in range(5):  # more than are held in memory
+        desk.add(*["goip/a/event"] * IN_MEMORY, "goip/a/sms/in")
+    desk.add("goip/a/sms/in")
+
+    def settle() -> list[str]:
+        taken = []
+        while new := desk.drain():
+            for token in range(len(desk.link.sent) - len(new) + 1, len(desk.link.sent) + 1):
+                refused = desk.link.sent[token - 1].topic == "goip/a/event" and not permitted
+                taken += [] if refused else [desk.link.sent[token - 1].topic]
+                desk.acknowledge(token, code=REFUSED if refused else 0)
+        desk.store_done()
+        return taken
+
+    assert settle() == ["goip/a/sms/in"] * 6
+    desk.add("goip/a/sms/in")
+    assert settle() == ["goip/a/sms/in"]
+    desk.now += PARK_S[1]
+    desk.publisher.retry_parked(desk.now)
+    assert settle() == []
+    permitted.add("goip/a/event")
+    desk.now += PARK_S[1]
+    desk.publisher.retry_parked(desk.now)
+    assert len(settle()) == 5 * IN_MEMORY
+    assert desk.publisher.waiting == 0

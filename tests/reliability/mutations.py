@@ -193,22 +193,6 @@ MUTATIONS = (
         ),
         None,
     ),
-    Mutation(
-        "the next number is sent while a question about the last one is on its way",
-        (
-            (
-                "bridge/goip/session.py",
-                "            if self.safe and self._transmissions > 1 and",
-                "            if False and",
-            ),
-        ),
-        None,
-    ),
-    Mutation(
-        "an absence is forgotten when the next start fails",
-        (("bridge/app.py", "        self._alive = math.inf\n", "        self._alive = -ALIVE_S\n"),),
-        None,
-    ),
 )
 "What must be noticed; what is written here is part of what the proof promises."
 
