@@ -94,8 +94,8 @@ MUTATIONS = (
             ),
             (
                 "bridge/publisher.py",
-                "                self._done.append(item.n)\n                self._delays.pop(item.n, None)\n",
-                "                self._delays.pop(item.n, None)\n",
+                "                self._done.append(item.n)\n                if self._delays.pop(",
+                "                if self._delays.pop(",
             ),
         ),
         ("--broker-share", "0.8"),
