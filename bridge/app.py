@@ -138,6 +138,8 @@ class Bridge:
         self.recent = Recent() if settings.http.listen is not None else None
         "What only the HTTP listener tells."
         self._backlog: deque[Incoming] = deque()
+        self._dropped = 0
+        "Commands that waited for us at the broker while another bridge served; to be told."
         self._undecided: list[Incoming] = []
         "Commands that came before it was known whether another bridge serves."
         self._taking = False
@@ -179,6 +181,7 @@ class Bridge:
         self._own_topics = (self.topics.bridge("availability"), self.topics.bridge("info"))
         since = store.get(SERVING_SINCE)
         self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since)
+        self._saved_role = since or ""
         self._fenced = since == ""
         "Another bridge may be at work in our place: nothing new is sent."
         self._stall_drops = 0
@@ -552,6 +555,8 @@ class Bridge:
         lease, now = self.lease, self.clock.monotonic()
         if self._stopping:
             return
+        if self.link is None or not self.link.connected:
+            return  # there is nobody to ask
         if lease.is_to_ask(now):
             self._ask_again()
         if lease.role is Role.ASKING and not self.publisher.waits(self._own_topics[1]):
@@ -594,16 +599,30 @@ class Bridge:
             log.error("%s", text)
             self._notices.append({"event_type": "takeover", "message": text, "count": count})
 
+    def _tell_dropped(self) -> None:
+        """Those that were published while nobody served are lost, and nobody can tell which these are."""
+        if self._dropped and self.lease.role is not Role.ASKING:
+            message = (
+                f"{self._dropped} commands waited here while another bridge, with instance {self.lease.rival!r}, "
+                "served. It has carried them out, but for those that came while none of the two served: repeat what "
+                "had no result, with the same id."
+            )
+            self._dropped = 0
+            self._notices.append({"event_type": "takeover", "message": message})
+
     def _save_role(self) -> None:
         since = self.lease.since or ""
-        if not self._stalled and self.store.get(SERVING_SINCE) != since:
-            self._commit([], lambda _batch: self.store.put(SERVING_SINCE, since))
+        if self._stalled or since == self._saved_role or self.lease.role is Role.ASKING:
+            return
+        if self._commit([], lambda _batch: self.store.put(SERVING_SINCE, since)):
+            self._saved_role = since
 
     def _drop_undecided(self, why: str) -> None:
         for message in self._undecided:
             self._acknowledge(message)
         if self._undecided:
             log.warning("%d commands %s: they are not carried out here", len(self._undecided), why)
+            self._dropped += len(self._undecided) if self.lease.succeeds else 0
         self._undecided.clear()
 
     def hand_in(self, message: Incoming) -> None:
@@ -994,6 +1013,8 @@ class Bridge:
         self._ticked = now
         self._mind_the_clock()
         self._serve_if_free()
+        self._save_role()
+        self._tell_dropped()
         self.publisher.retry_parked(now)
         self._empty_topics(now)
         if not self._stopping and self.discovery.tick():
@@ -1071,7 +1092,7 @@ class Bridge:
         def prune(_batch: Batch) -> None:
             week = 7 * payloads.DAY
             forgotten[:] = self.store.prune(
-                repeats=at - 2 * 3600, commands=at - payloads.DAY, sms=at - week, jobs=self.clock.time() - week
+                repeats=at - 2 * 3600, commands=at - payloads.DAY, sms=at - week, jobs=min(at, self.clock.time()) - week
             )
 
         if not self._stalled and self._commit([], prune):

@@ -72,7 +72,8 @@ class Lease:
             kept = said.get("served_since")
         except (ValueError, LookupError, TypeError, AttributeError):
             return False
-        if instance == self._instance and (retain or started == self._started_at):
+        earlier = self.since is not None and (since or kept) == self.since
+        if instance == self._instance and (retain or earlier or started == self._started_at):
             return False  # ourselves, or an earlier run
         if self.role is Role.STANDING_BY:
             return False

@@ -18,6 +18,7 @@ import orjson
 from bridge import __version__, payloads, states
 from bridge.batch import Batch
 from bridge.goip.line import Line
+from bridge.lease import Role
 from bridge.numbers import mask
 from bridge.payloads import timestamp
 from bridge.store import OutboxRow
@@ -211,6 +212,9 @@ def ready(bridge: "Bridge") -> dict[str, Check]:
         }
     if bridge.stopping:
         checks["running"] = {"ok": False, "reason": "the bridge stops"}
+    if bridge.lease.role is Role.STANDING_BY:
+        reason = f"another bridge, {bridge.lease.rival!r}, serves {bridge.topics.base}; this one stands by"
+        checks["serving"] = {"ok": False, "reason": reason}
     return checks
 
 

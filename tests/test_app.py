@@ -12,6 +12,7 @@ from bridge.app import HELD_DATAGRAMS, MAX_SENDID, Bridge
 from bridge.goip.server import LineMemory
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
+from bridge.status import ready
 from bridge.store import Store
 
 
@@ -208,3 +209,15 @@ async def test_commands_of_several_reads_come_one_lot_at_a_time(store: Store) ->
     for taken in range(1, 7):  # the first at once, then one in each turn of the event loop
         assert len(results(store)) == taken
         await asyncio.sleep(0)
+
+
+async def test_a_bridge_that_stands_by_is_not_ready_and_says_why(store: Store) -> None:
+    bridge = make(store)
+    bridge.connected(session_present=False, version="5")
+    info = b'{"instance":"other","started_at":"2020-01-01T00:00:00.000Z","serving_since":"2020-01-01T00:00:00.000Z"}'
+    bridge.received([command("goip/bridge/info", info)])
+    check = ready(bridge)["serving"]
+    assert not check["ok"]
+    assert "'other' serves goip" in check["reason"].replace(",", "")
+    bridge.received([command("goip/l0/cmd/sms", b'{"to":"1","text":"x"}')])
+    assert results(store) == []

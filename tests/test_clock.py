@@ -373,3 +373,26 @@ async def test_expires_at_means_the_wall_clock_of_its_sender(life: Life) -> None
     assert life.states() == {"a": "queued"}
     life.wait(15)
     assert life.states() == {"a": "expired"}
+
+
+async def test_a_restart_while_a_step_is_in_doubt_sends_nothing_that_may_be_too_old(life: Life) -> None:
+    life.queue("a", ttl_s=HOUR)
+    life.machine.wall += DAY
+    life.wait(30)
+    assert life.register() == []
+    life.kill()
+    life.machine.wait(2.0)
+    life.start()
+    assert life.register() == []
+
+
+async def test_a_step_is_believed_once_also_when_the_bridge_dies_then(life: Life) -> None:
+    life.queue("a", ttl_s=36 * HOUR)
+    life.machine.wall += DAY
+    while life.bridge.steady.pending or life.bridge.clock.boottime() < 5 * HOUR + 10:
+        life.wait(1)
+    life.store.close()
+    life.machine.wait(2.0)
+    life.start()
+    life.wait(BELIEVED_S + 20)
+    assert life.states() == {"a": "queued"}

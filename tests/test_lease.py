@@ -269,6 +269,10 @@ async def test_of_two_bridges_one_carries_out_commands_and_the_other_takes_its_p
 
                 await first.start()
                 await first.logged("This one stands by")
+                told = await watcher.until(
+                    "goip/bridge/event", lambda seen: "waited here while another" in seen.json["message"]
+                )
+                assert told.json["message"].startswith(f"{MANY} commands")
                 await watcher.publish("goip/goip1/cmd/sms/4912", "the second still serves")
                 await sms(two)
                 await watcher.until("goip/goip1/delivery", lambda seen: seen.json["to"] == "4912", count=3)
@@ -286,9 +290,9 @@ async def test_of_two_bridges_one_carries_out_commands_and_the_other_takes_its_p
                 assert sent == ["4911", "4912", "4913"]
                 assert len(watcher.on("goip/goip1/result/sms")) == 3
                 assert len(watcher.on("goip/spare/result/sms")) == MANY
-                told = [seen.json for seen in watcher.on("goip/bridge/event") if seen.json["event_type"] == "takeover"]
-                assert any("'first'" in fact["message"] for fact in told)
-                assert any("'second'" in fact["message"] for fact in told)
+                facts = [seen.json["message"] for seen in watcher.on("goip/bridge/event")]
+                assert any("instance 'first', uses the same base topic" in message for message in facts)
+                assert any("instance 'second', uses the same base topic" in message for message in facts)
                 one.close()
                 two.close()
 
