@@ -410,7 +410,8 @@ class Bridge:
                 self.server.restore_line(name, memory)
         for key, name, seen in self.store.repeats(at - self.server.timing.repeats):
             if name in names:
-                self.server.restore_repeat(name, key, now - max(0.0, at - seen))
+                off = self.steady.off if seen < self.run_info.since else 0.0
+                self.server.restore_repeat(name, key, now - max(0.0, at - seen) - off)
 
     def _submitted(self, row: SmsRow, now: float, at: float) -> Submitted | None:
         if row.sendid is None or row.telid is None:
@@ -438,7 +439,7 @@ class Bridge:
     def _tell_gap(self) -> None:
         """Say when nobody listened: what gateways offered in that time may be lost."""
         gap = self.steady.time() - self._alive_before + self.steady.off
-        if not self._alive_before or gap < GIVES_UP_S:
+        if not self._alive_before or (gap < GIVES_UP_S and not self.steady.restarted):
             return
         wall = self.clock.time()
         held = self.udp is not None and self.udp.inherited and self.udp.identity == self._socket_before
@@ -895,7 +896,8 @@ class Bridge:
         if line is None or not line.ready or self._stopping or self._fenced or not self._going_on:
             return
         now, at, steady = self.clock.monotonic(), self.steady.time(), self.steady
-        rows = self.store.queued(name, SESSION_RECIPIENTS, (at + steady.pending, steady.upto))
+        most = 1 if steady.pending else SESSION_RECIPIENTS  # a session doesn't know what may be too old by the clock
+        rows = self.store.queued(name, most, (at + steady.pending, steady.upto))
         if not rows:
             return
         recipients = []

@@ -67,11 +67,14 @@ class SteadyTime:
         "Seconds that passed uncounted. To be set to 0 when the SMS were told."
         self._step = 0.0
         self._since = up
+        self.restarted = False
+        "The machine was started again since the last run of the bridge; its clocks may not know how long it was off."
         if saved is not None:
             old: _Saved = json.loads(saved)
             if boot and old["boot"] == boot and old["offset"] + up >= old["at"] - SMALL_S:
                 self._state = old
             else:
+                self.restarted = bool(boot)
                 self._state |= {"offset": old["at"] - up, "drift": old["drift"]}
                 self._step = wall - old["at"] - old["drift"]
                 self.pending = max(0.0, self._step)

@@ -99,6 +99,17 @@ def test_after_a_start_of_the_machine_the_wall_clock_tells_how_long_it_was_off(m
     assert SteadyTime(machine, steady.saved(), 7).off == 0.0, "only the bridge was started again"
 
 
+def test_what_is_not_believed_yet_is_known_to_the_next_run_as_well(machine: Machine) -> None:
+    saved = SteadyTime(machine, None, 7).saved()
+    machine.restart(2 * HOUR)
+    first = SteadyTime(machine, saved, 7)
+    watch(first, machine, 5)
+    second = SteadyTime(machine, first.saved(), 9)
+    assert (second.pending, second.off, second.upto) == (2 * HOUR + 20.0, 0.0, 7)
+    watch(second, machine, BELIEVED_S + 10)
+    assert second.believed == 2 * HOUR + 20.0
+
+
 def test_a_wrong_clock_stays_wrong_by_as_much_over_a_start_of_the_machine(machine: Machine) -> None:
     steady = SteadyTime(machine, None, 0)
     machine.wall -= HOUR
@@ -267,6 +278,22 @@ async def test_what_waited_while_the_machine_was_off_expires(life: Life) -> None
     assert life.states() == {"a": "expired"}
 
 
+async def test_what_is_too_old_waits_also_when_the_bridge_is_killed_soon_after_the_start_of_the_machine(
+    life: Life,
+) -> None:
+    life.queue("a", ttl_s=HOUR)
+    life.register()
+    life.kill()
+    life.machine.restart(2 * HOUR)
+    life.start()
+    life.wait(2)
+    life.kill()
+    life.start()
+    assert life.register() == []
+    life.wait(BELIEVED_S + 10)
+    assert life.states() == {"a": "expired"}
+
+
 async def test_a_machine_that_starts_in_the_wrong_century_expires_nothing(life: Life) -> None:
     life.queue("a", ttl_s=HOUR)
     life.kill()
@@ -286,6 +313,17 @@ async def test_an_absence_of_the_machine_is_told_with_its_length(life: Life) -> 
     facts = [json.loads(row.body) for row in life.store.outbox(0, 100) if row.schema == "bridge_event"]
     (gap,) = [fact for fact in facts if fact["event_type"] == "outage_gap"]
     assert (timestamp(START), timestamp(life.machine.wall)) == (gap["from"], gap["to"])
+
+
+async def test_that_the_machine_was_off_is_told_also_where_no_clock_says_how_long(life: Life) -> None:
+    life.kill()
+    life.machine.restart(2 * HOUR, battery=False)
+    life.start()
+    facts = [json.loads(row.body) for row in life.store.outbox(0, 100) if row.schema == "bridge_event"]
+    assert [fact["event_type"] for fact in facts].count("outage_gap") == 1
+    life.kill()
+    life.start()
+    assert life.store.outbox_size()[0] == len(facts), "once"
 
 
 async def test_a_machine_without_a_battery_learns_the_time_from_the_network(life: Life) -> None:

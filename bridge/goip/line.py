@@ -152,7 +152,7 @@ class Line:
     "A call that IDLE ended is not ended again by its late HANGUP."
     _call_step: tuple[int, float] | None = None
     "The recvid of the newest STATE or HANGUP, and when it came: older ones were overtaken (§7.13)."
-    _suspects: list[tuple[wire.Event, bytes]] = field(default_factory=list)
+    _suspects: list[tuple[wire.Event, bytes, Address]] = field(default_factory=list)
     "Events that are known, and yet too late to be repeats: the box may have rebooted, and count its recvids again."
     _check_disabled: bool = False
     _outgoing: list[bytes] = field(default_factory=list)
@@ -408,8 +408,9 @@ class Line:
         self._call_step = None
         up = max(0, count - 1) * KEEPALIVE
         self.out.events.append(events.GatewayRebooted(self.name, address, self.reboots, up))
-        for message, data in self._suspects:
-            self._take_event(message, data, now)
+        for message, data, came_from in self._suspects:
+            if came_from[0] == address[0]:  # where it is now: with the reboot it may have moved; else it was a replay
+                self._take_event(message, data, now)
         self._tell_tester("restarted", now)
         if self.session is not None and self.session.heard <= now - up:  # else the box knows it since the reboot
             self.session.abandon(now)
@@ -444,9 +445,9 @@ class Line:
             # the next keepalive tells; unacknowledged, the box repeats the event until then.
             if self.address is None:
                 del self._seen[_key(data, self.reboots)]  # no keepalive to compare with: better twice than never
-            elif address == self.address and now - seen < self.out.timing.repeats:
+            elif now - seen < self.out.timing.repeats:
                 if len(self._suspects) < MAX_SUSPECTS:
-                    self._suspects.append((message, data))
+                    self._suspects.append((message, data, address))
                 return False
         before = self._seen.get(_key(data, self.reboots - 1)) if self.reboots else None
         if before is not None and self.out.listened(before, now) < REPEATING:

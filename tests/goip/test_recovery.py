@@ -243,11 +243,22 @@ def test_without_a_reboot_it_was_a_replay(clockless):
 
 def test_replay_from_elsewhere_is_no_sms_of_after_a_reboot(clockless):
     clockless.advance(29)
-    assert clockless.event("RECEIVE", "srcnum:+491;msg:ON", recvid=11, source=("198.51.100.66", 4444)) == [
-        "RECEIVE 11 OK\n"
-    ]
+    assert clockless.event("RECEIVE", "srcnum:+491;msg:ON", recvid=11, source=("198.51.100.66", 4444)) == []
     clockless.keepalive(count=1)
     assert clockless.told(events.SmsReceived) == []
+
+
+def test_box_that_comes_back_elsewhere_after_a_reboot_loses_no_sms(clockless):
+    """Its keepalives from there are not believed before its old place has been silent for long enough."""
+    elsewhere = ("10.0.0.77", 4444)
+    clockless.advance(40)
+    clockless.keepalive(count=1, source=elsewhere)
+    assert clockless.event("RECEIVE", "srcnum:+491;msg:ON", recvid=11, source=elsewhere) == []
+    assert clockless.told(events.SmsReceived) == []
+    clockless.advance(60)
+    clockless.keepalive(count=3, source=elsewhere)
+    assert clockless.line.address == elsewhere
+    assert len(clockless.told(events.SmsReceived)) == 1
 
 
 def test_suspects_have_a_limit(clockless):

@@ -146,7 +146,7 @@ MUTATIONS = (
         (
             (
                 "bridge/app.py",
-                "                self.server.restore_repeat(name, key, now - max(0.0, at - seen))\n",
+                "                self.server.restore_repeat(name, key, now - max(0.0, at - seen) - off)\n",
                 "                pass\n",
             ),
         ),

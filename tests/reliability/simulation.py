@@ -106,7 +106,9 @@ class Scenario:
     stops: int = 0
     "How often the bridge is asked to stop, and started again; every other time it is killed meanwhile."
     power_cuts: int = 0
-    "How often the bridge, its socket and a gateway lose their power at once."
+    "How often the machine, and with it the bridge, its socket and a gateway, loses its power."
+    nat: float = 0.0
+    "Share of keepalives that come from a new port, and with them all that follows."
     waived: tuple[str, ...] = ()
     "Invariants that do not hold here; the scenario says why."
 
@@ -156,6 +158,12 @@ SCENARIOS = {
         ),
         Scenario(name="stops", profile="repeat_unsafe_always", qualified=False, faults=LAN, kills=0.05, stops=20),
         Scenario(name="power", profile="flaky_ntp", faults=LAN, down=(25.0, 300.0), power_cuts=6, inbound=60),
+        # What the clock says to be too old waits for ten minutes, and is then told as expired.
+        Scenario(
+            name="power_ttl", faults=LAN, down=(25.0, 300.0), power_cuts=6, kills=0.1, ttl=(5.0, 600.0), keyless=0.0,
+            waived=("I5", "I13"),
+        ),
+        Scenario(name="nat", profile="flaky_ntp", faults=LAN, kills=0.1, reboots=1, nat=0.3, waived=("I5", "I13")),
         Scenario(name="quiet_disk", profile="repeat_unsafe_wait", qualified=False, faults=LAN, stalls=20),
         Scenario(
             name="ttl_disk", faults=LAN, stalls=15, ttl=(5.0, 60.0), keyless=0.0, kills=0.1, down=(1.0, 20.0),
@@ -272,6 +280,9 @@ class Simulation:
         self.step()
 
     def _to_host(self, line: str, data: bytes) -> None:
+        if self.scenario.nat and data.startswith(b"req:") and self.rng.random() < self.scenario.nat:
+            self.addresses[line] = address = (self.addresses[line][0], 20000 + len(self.by_address))
+            self.by_address[address] = self.lines[line]
         for delay, copy in self.network.carry(data):
             if not self._blackout:
                 self.loop.call_later(delay, self._arrive, line, copy)
@@ -536,6 +547,7 @@ class Simulation:
 
     def _cut_power(self) -> None:
         self._powered = False
+        self.clock.restart()
         self.lives[-1].kill()
         self._reboot()
 

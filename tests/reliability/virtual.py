@@ -55,6 +55,13 @@ class VirtualClock(Clock):
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
         self.step = 0.0
+        self._boots = 0
+        self._began = 0.0
+
+    def restart(self) -> None:
+        """The machine starts again."""
+        self._boots += 1
+        self._began = self._loop.virtual
 
     def monotonic(self) -> float:
         return self._loop.virtual
@@ -63,11 +70,11 @@ class VirtualClock(Clock):
         return EPOCH + self._loop.virtual + self.step
 
     def boottime(self) -> float:
-        return self._loop.virtual
+        return self._loop.virtual - self._began
 
     @property
     def boot_id(self) -> str:
-        return "virtual"
+        return f"virtual-{self._boots}"
 
 
 class Crash(BaseException):
