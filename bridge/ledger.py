@@ -279,7 +279,9 @@ class Ledger:
                 self._odometer_due.append((now + ODOMETER_DELAY_S, sent))
 
     def _sms_failed(self, event: events.SmsFailed, batch: Batch, _now: float) -> None:
+        row = self._store.sms(event.msg)
         ambiguous = event.submitted and (event.code is None or event.code in AMBIGUOUS or event.repeated)
+        ambiguous = ambiguous or (row is not None and bool(row.doubted))
         error = payloads.Error(
             code=event.code,
             text=event.text,
@@ -297,7 +299,8 @@ class Ledger:
         self._move_number(batch, event.msg, "queued", error=error)
 
     def _sms_expired(self, event: events.SmsExpired, batch: Batch, _now: float) -> None:
-        self._move_number(batch, event.msg, "expired")
+        if row := self._store.sms(event.msg):
+            self._expire(batch, row)
 
     def _move_number(self, batch: Batch, n: int, state: str, **fields: Any) -> None:
         if row := self._store.sms(n):
@@ -394,7 +397,10 @@ class Ledger:
             code=None, text="the line was removed from the configuration", retryable=False, ambiguous=False
         )
         for row in self._store.queued(line, -1):
-            self._move(batch, row, "failed", {}, error=error)
+            if row.doubted:  # it may have gone out before
+                self._move(batch, row, "unknown", {}, evidence="silence")
+            else:
+                self._move(batch, row, "failed", {}, error=error)
 
     # -- a restored store
 
@@ -497,7 +503,7 @@ class Ledger:
     def settle(self, batch: Batch, now: float) -> None:
         """Expire what waited too long, let go of reports that match nothing, resend what the caller wants resent."""
         for row in self._expired(batch.at):
-            self._move(batch, row, "expired", {})
+            self._expire(batch, row)
         for n, line, sms_no, state, number in self._store.old_reports(batch.at - REPORT_HOLD_S):
             self._store.delete_report(n)
             self._let_go(batch, line, sms_no, state, number)
@@ -509,7 +515,14 @@ class Ledger:
         for row in self._doubtful(batch.at):
             reason = "outcome unknown; sent again, as at_least_once asks: it may arrive twice"
             error = payloads.Error(code=None, text=reason, retryable=True, ambiguous=True)
-            self._move(batch, row, "queued", {}, error=error)
+            self._move(batch, row, "queued", {"doubted": 1}, error=error)
+
+    def _expire(self, batch: Batch, row: SmsRow) -> None:
+        """Its time is over; one that may have gone out before is as unknown as it was."""
+        if row.doubted:
+            self._move(batch, row, "unknown", {}, evidence="silence")
+        else:
+            self._move(batch, row, "expired", {})
 
     def _of_earlier_runs(self) -> list[SmsRow]:
         """SMS that were on their way when the program ended."""
@@ -535,7 +548,7 @@ class Ledger:
 
     def _doubtful(self, at: float) -> list[SmsRow]:
         long_ago = at - self.settings.timing.evidence_s
-        return self._store.doubtful(long_ago, MAX_ATTEMPTS)
+        return self._store.doubtful(long_ago, MAX_ATTEMPTS, at)
 
     def _let_go(self, batch: Batch, line: str, sms_no: int | None, state: int, number: str) -> None:
         if (row := self._only_possible(line, sms_no, number, batch.at)) is not None:

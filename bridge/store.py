@@ -77,6 +77,10 @@ MIGRATIONS = (
     -- the line's reboots when the SMS was submitted: its sms_no may have begun again since
     ALTER TABLE sms ADD COLUMN reboots INTEGER;
     """,
+    """
+    -- an earlier submission of it may have gone out: nobody knows
+    ALTER TABLE sms ADD COLUMN doubted INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """Each brings the schema one `user_version` further. Never edited once released, only appended to."""
 
@@ -132,6 +136,7 @@ class SmsRow(NamedTuple):
     sms_no: int | None
     changed: float
     reboots: int | None
+    doubted: int
 
 
 class CommandRow(NamedTuple):
@@ -465,12 +470,16 @@ class Store:
         """What a line was given to send since then, in that order."""
         return self._sms("line = ? AND changed >= ? AND sendid IS NOT NULL ORDER BY sendid, telid", line, since)
 
-    def doubtful(self, before: float, attempts: int) -> list[SmsRow]:
-        """SMS `unknown` since before then that are to arrive at least once, and were not submitted too often."""
+    def doubtful(self, before: float, attempts: int, now: float) -> list[SmsRow]:
+        """SMS `unknown` since before then that are to arrive at least once, were not submitted too often, and are not
+        too old.
+        """
         return self._sms(
-            "state = 'unknown' AND changed <= ? AND guarantee = 'at_least_once' AND attempt < ? LIMIT 500",
+            "state = 'unknown' AND changed <= ? AND guarantee = 'at_least_once' AND attempt < ? "
+            "AND (expires IS NULL OR expires > ?) LIMIT 500",
             before,
             attempts,
+            now,
         )
 
     def by_sms_no(self, line: str, sms_no: int, since: float) -> list[SmsRow]:

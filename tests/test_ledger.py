@@ -612,3 +612,39 @@ def test_a_report_that_may_be_of_another_sms_settles_nothing(book: Book, of: str
     book.at += REPORT_HOLD_S + 1
     book.settle_quietly()
     assert state(book, n) == "unknown"
+
+
+# -- at_least_once: what becomes of one submission does not undo the doubt about another
+
+
+def insisted(book: Book, **columns: Any) -> int:
+    """An SMS whose first submission is unknown, queued again."""
+    n = book.queue(guarantee="at_least_once", **columns)
+    book.record(events.SmsSending("goip1", n, FIRST_SENDID + n, 1), events.SmsUnknown("goip1", n, "silence"))
+    [fact] = book.settle(book.settings.timing.evidence_s + 1)
+    assert (fact["event_type"], fact["error"]["ambiguous"]) == ("queued", True)
+    return n
+
+
+def test_a_failure_after_a_doubtful_submission_is_ambiguous(book: Book) -> None:
+    n = insisted(book)
+    book.record(events.SmsSending("goip1", n, FIRST_SENDID + n + 1, 1))
+    [fact] = book.record(events.SmsFailed("goip1", n, 28, "errorstatus:28"))
+    assert (fact["event_type"], fact["error"]["ambiguous"]) == ("failed", True)
+
+
+def test_a_doubtful_sms_whose_time_is_over_stays_unknown(book: Book) -> None:
+    n = insisted(book, expires=START + 1000)
+    [fact] = book.settle(200)
+    assert (fact["event_type"], fact["evidence"]) == ("unknown", "silence")
+    book.at += 2 * book.settings.timing.evidence_s
+    assert book.settle_quietly() == [], "it is too old to be sent again"
+    assert state(book, n) == "unknown"
+
+
+def test_a_doubtful_sms_of_a_line_that_is_removed_stays_unknown(book: Book) -> None:
+    n = insisted(book)
+    batch = Batch(book.run, book.at, book.at)
+    with book.store.transaction():
+        book.ledger.line_removed(batch, "goip1")
+    assert state(book, n) == "unknown"

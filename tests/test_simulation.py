@@ -28,6 +28,7 @@ REGRESSIONS: list[tuple[str, int]] = [
     ("again", 18),  # an absence that was not told, as the first start after it failed
     ("small_memory", 8),  # a question overtaken by the next number, of firmware that remembers only one
     ("one_number", 3),  # "delivered" for an SMS that never left: the report was of another one's second copy
+    ("storm", 900026),  # the failure of a second submission, told as if the first could not have gone out
     ("power", 41),  # an SMS taken for a repeat that had waited in a socket, and the socket was new
 ]
 "Scenarios and seeds that once failed."
