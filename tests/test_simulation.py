@@ -43,11 +43,10 @@ def _quiet() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_invariant_holds(name: str) -> None:
-    for seed in (1, 2):
-        report, simulation = simulate(SCENARIOS[name], seed)
-        assert not report.violations, f"python -m reliability.simulation --scenario {name} --seed {seed}"
-        least = 0.9 if SCENARIOS[name].ttl is None else 0.1
-        assert simulation.sends >= SCENARIOS[name].sms * least, "the run did not do what it is for"
+    report, simulation = simulate(SCENARIOS[name], 1)
+    assert not report.violations, f"python -m reliability.simulation --scenario {name} --seed 1"
+    least = 0.9 if SCENARIOS[name].ttl is None else 0.1
+    assert simulation.sends >= SCENARIOS[name].sms * least, "the run did not do what it is for"
 
 
 @pytest.mark.parametrize(("name", "seed"), REGRESSIONS)
