@@ -1,8 +1,8 @@
 """Which of several bridges on one base topic serves: one at a time, or every SMS would go out as often.
 
 Each says on `bridge/info`, retained, who it is and since when it serves. One that connects says so too, and holds back
-all else: when the broker's last word there was another bridge's, that one, if it is alive, says it again at once. Who
-serves longer goes on; the other stands by, and asks again when that one says goodbye, or from time to time.
+all else: when the broker's last word there was another bridge's, that one, if it is alive, says it again at once.
+Whoever serves goes on; the other stands by, and asks again when that one says goodbye, or from time to time.
 """
 
 import enum

@@ -315,7 +315,7 @@ class BulkSession:
             end = self._submitted_at + MAX_WAITS * self._timing.wait
             return now < min(end, self._silent_since + self._timing.wait)
         few = self._transmissions < self._timing.session_transmissions
-        return self.phase is Phase.SUBMITTED and few and self.outcomes.open[self._telid].repeat
+        return self.phase is Phase.SUBMITTED and few and recipient.repeat
 
     def _settled(self, telid: int, now: float) -> None:
         if telid == self._telid and self.phase in (Phase.SUBMITTED, Phase.WAITING):
