@@ -53,6 +53,7 @@ bench: $(VENV)/.dev ## Measure
 SECONDS ?= 60
 simulate: $(VENV)/.dev ## The whole bridge in a virtual world, for SECONDS=60; ARGS="--scenario storm --seed 7" replays
 	cd tests && ../$(PY) -m reliability.simulation --seconds $(SECONDS) $(ARGS)
+	$(if $(ARGS),,cd tests && ../$(PY) -m reliability.two_bridges --seconds $$(( $(SECONDS) / 2 )))
 
 chaos: $(VENV)/.dev ## Real processes under kill -9 and a bad network; ARGS="--seed 7 --kills 200", see ARGS=--help
 	cd tests && ../$(PY) -m reliability.chaos $(ARGS)

@@ -34,7 +34,7 @@ from bridge.goip.server import LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
-from bridge.lease import Lease, Role
+from bridge.lease import Authority, Lease, Role
 from bridge.ledger import Ledger
 from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
@@ -83,8 +83,6 @@ GIVES_UP_S = 12.0
 STALL_RETRY_S = 1.0
 LATE_S = 1.0
 "A commit that takes longer counts for what waits for answers."
-LATE_ANSWER_S = 4.0
-"After standing still for so long, another bridge may serve (`bridge.lease.ANSWER_S`)."
 ASLEEP_S = 3.0
 "Without regular work for so long, nobody read the socket either."
 MOST_WAITING = 100_000
@@ -138,10 +136,11 @@ class Bridge:
         self.recent = Recent() if settings.http.listen is not None else None
         "What only the HTTP listener tells."
         self._backlog: deque[Incoming] = deque()
+        "Commands that came and have not had their turn; `bridge.lease` says whether they may have it."
         self._dropped = 0
-        "Commands that waited for us at the broker while another bridge served; to be told."
-        self._undecided: list[Incoming] = []
-        "Commands that came before it was known whether another bridge serves."
+        "Commands that another bridge may have carried out, and that are not carried out here; to be told."
+        self._listening = True
+        "Commands are subscribed to."
         self._taking = False
         "The rest of the backlog has its turn in the event loop: more commands wait behind it."
         self._inbox: list[Incoming] = []
@@ -178,7 +177,7 @@ class Bridge:
         self._limiter = Limiter()
         self._mqtt = payloads.MqttInfo(version=None, session_present=False)
         self._connections = 0
-        self._own_topics = (self.topics.bridge("availability"), self.topics.bridge("info"))
+        self._own_topics = tuple(self.topics.bridge(name) for name in ("availability", "info", "health"))
         since = store.get(SERVING_SINCE)
         self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since)
         self._saved_role = since or ""
@@ -187,8 +186,6 @@ class Bridge:
         self._stall_drops = 0
         self._ticked = now
         "When the regular work was done last."
-        self._heard_at = now
-        "When another bridge would have been answered last."
         self._asleep = self.clock.boottime() - now
         "How long the machine slept since its start."
         self._lag = 0.0
@@ -491,7 +488,6 @@ class Bridge:
 
     def received(self, messages: list[Incoming]) -> None:
         """Take commands from the broker; one that is not committed is not acknowledged and comes again."""
-        self._ask_if_late()
         for message in messages:
             if self.discovery.takes(message.topic):
                 self.discovery.heard(message.topic, message.payload, retain=message.retain)
@@ -499,29 +495,28 @@ class Bridge:
             elif message.topic in self._own_topics:
                 self._heard_of_ourselves(message)
                 self._acknowledge(message)
-            elif self.lease.role is Role.SERVING:
-                self._backlog.append(message)
             else:
-                self._undecided.append(message)
-        if self.lease.role is Role.STANDING_BY:
-            self._drop_undecided("are for the bridge that serves")
-        elif self.lease.succeeds:  # at once: the broker may have more of them than it sends without acknowledgement
-            self._drop_undecided("may have been carried out by the bridge that served meanwhile")
+                self._backlog.append(message)
         if not self._taking:
             self._take_commands()
 
     def _heard_of_ourselves(self, message: Incoming) -> None:
         """What the broker has of us is not what we said: an old last will, or another bridge at our topics."""
-        availability, _ = self._own_topics
-        if message.topic != availability:
+        availability, info, _health = self._own_topics
+        if message.topic == info:
             self._heard_of_others(message)
+        elif message.topic != availability:
+            if not message.retain:
+                self.lease.heard_of_other(self.clock.monotonic())
         elif message.payload == b"offline" and not self._stopping:
             if self.lease.role is not Role.STANDING_BY:
                 self.publisher.say_online_again()
             else:
-                self._ask_again()
+                self._ask(resumed=False)
 
     def _heard_of_others(self, message: Incoming) -> None:
+        if self._stopping:
+            return  # no command is taken any more: whoever asks may serve
         before = self.lease.role
         if self.lease.hear(message.payload, self.clock.monotonic(), retain=message.retain):
             self.publisher.say_again(message.topic)
@@ -534,56 +529,51 @@ class Bridge:
         topics only the one says something that says who we are.
         """
         self.lease.ask(self.clock.monotonic(), resumed=resumed)
-        self.publisher.say_only(self._own_topics[1:])
-        self.publisher.connected()
+        self.publisher.say_only(self._own_topics[1:2])
         self._publish_bridge()
+        self.publisher.say_again(self._own_topics[1])
         self._drain(self.clock.monotonic())
-
-    def _ask_if_late(self) -> None:
-        """Whoever asked while we stood still had no answer, and serves: what waits for us it has carried out."""
-        now = self.clock.monotonic()
-        late, self._heard_at = now - self._heard_at > LATE_ANSWER_S, now
-        if late and self.lease.role is Role.SERVING and self.link is not None and self.link.connected:
-            self._ask(resumed=True)
-
-    def _ask_again(self) -> None:
-        if self.link is not None:
-            self.link.listen(on=True)
-        self._ask(resumed=False)
 
     def _serve_if_free(self) -> None:
         """Begin to serve, once nobody else claims to."""
         lease, now = self.lease, self.clock.monotonic()
-        if self._stopping:
-            return
-        if self.link is None or not self.link.connected:
+        if self._stopping or self.link is None or not self.link.connected:
             return  # there is nobody to ask
         if lease.is_to_ask(now):
-            self._ask_again()
-        if lease.role is Role.ASKING and not self.publisher.waits(self._own_topics[1]):
-            lease.asked(now)
-        if not lease.look(now, payloads.timestamp(self.clock.time())):
+            self._ask(resumed=False)
+        if lease.awaits_broker and not self.publisher.waits(self._own_topics[1]):
+            self._said(now)
+        if lease.look(now, payloads.timestamp(self.clock.time())):
+            self._publish_bridge()  # the claim: nothing else is said or done before the broker has it
+            self._drain(now)
+        if self._backlog and not self._taking:
+            self._take_commands()
+
+    def _said(self, now: float) -> None:
+        """The broker has what we said last on `bridge/info`."""
+        begins = self.lease.acknowledged(now)
+        if not self._listening and self.link is not None:
+            self._listening = True
+            self.link.listen(on=True)  # not earlier: what was published before the question is the other one's
+        if not begins:
             return
         if self._fenced:
             log.warning("this bridge serves %s now", self.topics.base)
+        self.lease.vouch(now)
         self._save_role()
         self._fenced = False
         self.publisher.say_only(None)
         self._publish_bridge()
         self._feed_all()
-        if lease.succeeds:
-            self._drop_undecided("may have been carried out by the bridge that served meanwhile")
-        self._backlog.extend(self._undecided)
-        self._undecided.clear()
-        if not self._taking:
-            self._take_commands()
-        self._drain(now)
+        self.pump()
 
     def _stand_by(self) -> None:
         self._fenced = True
         self._save_role()
         if self.link is not None:
             self.link.listen(on=False)
+            self._listening = False
+        self._drop_backlog()
         self.publisher.say_only(())
         self._tell_rival(
             "This one stands by: it carries out nothing and sends nothing, and only tells what gateways say"
@@ -618,45 +608,84 @@ class Bridge:
         if self._commit([], lambda _batch: self.store.put(SERVING_SINCE, since)):
             self._saved_role = since
 
-    def _drop_undecided(self, why: str) -> None:
-        for message in self._undecided:
+    def _drop_backlog(self) -> None:
+        """What waits is for another bridge."""
+        dropped = [message for message in self._backlog if not message.is_local]
+        for message in dropped:
             self._acknowledge(message)
-        if self._undecided:
-            log.warning("%d commands %s: they are not carried out here", len(self._undecided), why)
-            self._dropped += len(self._undecided) if self.lease.succeeds else 0
-        self._undecided.clear()
+        if dropped:
+            log.warning(
+                "%d commands are for the bridge that serves, or may have been carried out by it: they are not carried "
+                "out here",
+                len(dropped),
+            )
+            self._dropped += len(dropped) if self.lease.may_have_missed else 0
+        self._forget_backlog()
+
+    def _forget_backlog(self) -> None:
+        """Of what waits, only what the broker has nothing to do with can still be taken."""
+        self._backlog = deque(message for message in self._backlog if message.is_local)
 
     def hand_in(self, message: Incoming) -> None:
-        """Take a command from the HTTP listener, as one from the broker."""
-        self._guarded(self.received)([message])
+        """Take a command from the HTTP listener, before those from the broker: its caller waits."""
+        self._backlog.appendleft(message)
+        if not self._taking:
+            self._guarded(self._take_commands)()
 
     def withdraw(self, message: Incoming) -> None:
         """Forget a command that is not committed."""
-        for waiting in (self._backlog, self._inbox, self._poison, self._undecided):
+        for waiting in (self._backlog, self._inbox, self._poison):
             with contextlib.suppress(ValueError):
                 waiting.remove(message)
 
     def _take_commands(self) -> None:
         """Some at a time: a large one may take half a second, and the lines want their answers in between."""
         self._taking = False
-        if self._stopping:
+        if self._stopping or self._stalled:
             return
         size = 0
-        while self._backlog and size < COMMAND_BYTES:
+        while self._backlog and size < COMMAND_BYTES and self._may_take(self._backlog[0]):
             message = self._backlog.popleft()
             size += len(message.payload)
             self._inbox.append(message)
-        if self._backlog:
+        if self._backlog and size >= COMMAND_BYTES:
             self._taking = True
             asyncio.get_running_loop().call_soon(self._guarded(self._take_commands))
         self.pump()
+
+    def _may_take(self, message: Incoming) -> bool:
+        """Whether it is ours to carry out, as far as is known now; if not, sees to it that it will be known."""
+        if message.is_local:
+            return True
+        match self.lease.authority(self.clock.monotonic()):
+            case Authority.TAKE:
+                return True
+            case Authority.PROBE:
+                if self.link is None:
+                    return True
+                self.link.probe()
+            case Authority.ASK:
+                log.warning("the connection to the broker stood still: asking whether another bridge serves meanwhile")
+                self._ask(resumed=True)
+            case Authority.DROP:
+                self._drop_backlog()
+            case Authority.WAIT:
+                pass
+        return False
+
+    def proved(self, sent_at: float) -> None:
+        """The broker answered what was sent then: commands may have waited for that."""
+        self.lease.proved(sent_at, self.clock.monotonic())
+        if self._backlog and not self._taking:
+            self._take_commands()
 
     def published(self, acks: list[tuple[int, int]]) -> None:
         """Take PUBACKs."""
         now = self.clock.monotonic()
         self._tell_refused(self.publisher.acknowledged(acks, now), now)
         self._drain(now)
-        self._serve_if_free()
+        if self.lease.awaits_broker:
+            self._serve_if_free()
         if self._handed_over is not None and self.publisher.idle:
             self._handed_over.set()
 
@@ -666,6 +695,8 @@ class Bridge:
         self._mqtt = payloads.MqttInfo(version=version, session_present=session_present)
         self.discovery.connected()
         self._save_announced()
+        self._listening = True
+        self.publisher.connected()
         self._ask(resumed=session_present)
 
     def disconnected(self, reason: str) -> bool:
@@ -675,7 +706,7 @@ class Bridge:
         closer = self.publisher.disconnected(now)
         if closer is not None and self.publisher.is_refused(closer.topic) and not self._stopping:
             self._tell_refused([(closer, None)], now)
-        self._undecided[:] = [message for message in self._undecided if not message.mid]  # the others come again
+        self._forget_backlog()  # those with QoS 1 come again
         if self._handed_over is not None:
             self._handed_over.set()
         return closer is not None
@@ -943,6 +974,8 @@ class Bridge:
 
     def _stall(self, error: StoreError) -> None:
         """Acknowledge nothing to either side until the store can be written again."""
+        self._backlog.extendleft(reversed(self._inbox))  # by then they may be another bridge's to carry out
+        self._inbox.clear()
         if not self._stalled:
             self._stalled = True
             self._stalled_at = self.clock.monotonic()
@@ -992,7 +1025,7 @@ class Bridge:
         self.server.deaf = self._stalled_at, self.clock.monotonic()
         self.datagrams_received(held)
         self.server.handle_timer(self.clock.monotonic())
-        self.pump()
+        self._take_commands()
 
     def _catch_up(self) -> None:
         """The disk took its time: what waits for answers waits from now on, else it would be sent again at once."""
@@ -1010,7 +1043,6 @@ class Bridge:
             due = max(due + period, loop.time())
 
     def _second(self) -> None:
-        self._ask_if_late()
         now, at = self.clock.monotonic(), self.steady.time()
         self._ticked = now
         self._mind_the_clock()

@@ -2,7 +2,14 @@
 
 Each says on `bridge/info`, retained, who it is and since when it serves. One that connects says so too, and holds back
 all else: when the broker's last word there was another bridge's, that one, if it is alive, says it again at once.
-Whoever serves goes on; the other stands by, and asks again when that one says goodbye, or from time to time.
+Whoever serves goes on; the other stands by, and asks again when that one says goodbye, or is not heard of.
+
+There is no store that all of them share, so nothing here is a fence. What takes its place is the order in which one
+broker handles packets, and time: a bridge carries out a command only within `AUTHORITY_S` of a packet that it sent and
+the broker answered, and another one begins to serve only `ANSWER_S` after the broker had its question. A bridge that
+hears a question or a claim carries out nothing more until the broker has its answer and `ANSWER_S` have passed; and one
+that begins to serve carries out nothing before the broker has its claim, as an answer that was there earlier is heard
+earlier. docs/reliability.md says what that promises and what it does not.
 """
 
 import enum
@@ -11,10 +18,10 @@ import orjson
 
 ANSWER_S = 5.0
 "Within this time a bridge that serves has said so again."
-UNHEARD_S = 15.0
-"A broker that acknowledges nothing for so long has the question, or never will."
-AGAIN_S = 60.0
-"One that stands by asks again: whoever it gave way to may have gone without a word."
+AUTHORITY_S = 4.0
+"So long after a packet of ours that the broker answered nobody else serves: less than `ANSWER_S`."
+AGAIN_S = 90.0
+"One that stands by asks again when it heard nothing of the other for so long: that one may have gone without a word."
 _NEVER = "~"  # after every time
 
 
@@ -26,8 +33,18 @@ class Role(enum.Enum):
     STANDING_BY = "another one serves"
 
 
+class Authority(enum.Enum):
+    """What is to become of a command that the broker delivered."""
+
+    TAKE = "carry it out"
+    WAIT = "another bridge may be about to serve: decide later"
+    PROBE = "first see that the connection stands: send a PINGREQ"
+    ASK = "the connection stood still, and another bridge may serve since: ask first"
+    DROP = "it is for another bridge, which may have carried it out"
+
+
 class Lease:
-    """One bridge's part. `now` is monotonic."""
+    """One bridge's part. `now` is monotonic seconds."""
 
     def __init__(self, instance: str, started_at: str, since: str | None) -> None:
         """`since` is what was kept in the store: since when this bridge serves, or empty while it stood by."""
@@ -42,9 +59,20 @@ class Lease:
         self._resumed = False
         self._instance = instance
         self._started_at = started_at
-        self._asked_at = 0.0
         self._until: float | None = None
         "When the time for an answer is over, None until the broker has the question; or when to ask again."
+        self._said = True
+        "The broker has our last word, which was said after whatever another bridge said."
+        self._challenged = False
+        "Another bridge spoke since we claimed to serve."
+        self._doubtful = False
+        "It served too, perhaps: it may have carried out what waits here."
+        self._answered_at = self._quiet_until = float("-inf")
+        "When the broker had our last answer to another bridge; and until when that one may object."
+        self._proved = float("-inf")
+        "When we sent the last packet of ours that the broker answered."
+        self._stood_still = False
+        "The broker's answer came so late that another bridge may have begun to serve unheard."
 
     @property
     def serving_since(self) -> str | None:
@@ -60,8 +88,8 @@ class Lease:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
         self._contested = self.role is Role.STANDING_BY
         self.role, self._resumed = Role.ASKING, resumed
-        self.succeeds = False
-        self._asked_at, self._until = now, None
+        self.succeeds = self._challenged = self._doubtful = self._stood_still = False
+        self._until = None
 
     def hear(self, info: bytes, now: float, *, retain: bool) -> bool:
         """What the topic says; true when our own word is to be said again. `retain`: it is from before."""
@@ -76,6 +104,8 @@ class Lease:
         if instance == self._instance and (retain or earlier or started == self._started_at):
             return False  # ourselves, or an earlier run
         if self.role is Role.STANDING_BY:
+            if since is not None and not retain:
+                self.heard_of_other(now)
             return False
         self.rival = instance[:32]
         if self.role is Role.ASKING and since is not None:
@@ -86,24 +116,79 @@ class Lease:
             return False
         theirs = (since is None, str(since or kept or _NEVER), started, instance)
         if theirs < (self.role is Role.ASKING, self.since or _NEVER, self._started_at, self._instance):
+            self.succeeds = self.succeeds or self.role is Role.SERVING
             self.role, self.since, self._until = Role.STANDING_BY, None, now + AGAIN_S
             return False
+        if self.role is Role.SERVING:
+            # A claim that follows when the broker had our answer to the question is taken back before it takes effect.
+            harmless = since is None or (self._said and now < self._answered_at + AGAIN_S)
+            self._doubtful = not harmless or (self._doubtful and self._is_quiet(now))
+            self._said, self._challenged = False, True
         return True
 
-    def asked(self, now: float) -> None:
-        """The broker has the question, and what it said before was heard."""
-        if self._until is None:
+    def heard_of_other(self, now: float) -> None:
+        """Standing by: whoever serves is alive."""
+        if self.role is Role.STANDING_BY:
+            self._until = now + AGAIN_S
+
+    def acknowledged(self, now: float) -> bool:
+        """The broker has our last word, and what it said before was heard; true when that makes us serve."""
+        if self.role is Role.ASKING and self._until is None:
             self._until = now + ANSWER_S if self._contested else now
+        elif self.role is Role.SERVING and not self._said:
+            self._said = True
+            if self._challenged:
+                self._answered_at, self._quiet_until = now, now + ANSWER_S
+            return True
+        return False
+
+    @property
+    def awaits_broker(self) -> bool:
+        """Something follows when the broker has our last word."""
+        return self._until is None if self.role is Role.ASKING else self.role is Role.SERVING and not self._said
+
+    @property
+    def may_have_missed(self) -> bool:
+        """Commands that are dropped now may have been carried out by nobody."""
+        return self.succeeds or self._doubtful
 
     def is_to_ask(self, now: float) -> bool:
-        """Standing by for long enough."""
+        """Nothing was heard of the one that serves for long enough."""
         return self.role is Role.STANDING_BY and self._until is not None and now >= self._until
 
     def look(self, now: float, at: str) -> bool:
-        """True when this bridge serves from now on; `at` is the same moment, as it is told."""
-        if self.role is Role.ASKING and now >= self._asked_at + UNHEARD_S:
-            self.asked(now)
+        """True when this bridge claims to serve from now on; `at` is the same moment, as it is told. It serves when the
+        broker has that (`acknowledged`).
+        """
         if self.role is not Role.ASKING or self._until is None or now < self._until:
             return False
         self.role, self.since = Role.SERVING, self.since or at
+        self._said = self._challenged = self._doubtful = False
         return True
+
+    def proved(self, sent_at: float, now: float) -> None:
+        """The broker answered a packet that left at `sent_at`: what it had for us before that was heard."""
+        self._proved = max(self._proved, sent_at)
+        if now - sent_at > AUTHORITY_S:
+            self._stood_still = True
+
+    def vouch(self, now: float) -> None:
+        """Nobody objected to our question: what waits here is ours, however slow the connection is."""
+        self._proved, self._stood_still = max(self._proved, now), False
+
+    def _is_quiet(self, now: float) -> bool:
+        """Nothing is carried out, as another bridge may serve or be about to."""
+        return not self._said or now < self._quiet_until
+
+    def authority(self, now: float) -> Authority:
+        """What is to become of the commands that wait."""
+        if self.role is Role.STANDING_BY:
+            return Authority.DROP
+        if self.role is Role.ASKING:
+            before = self._contested and self._until is None  # before the question: for whoever served then
+            return Authority.DROP if self.succeeds or before else Authority.WAIT
+        if self._is_quiet(now):
+            return Authority.DROP if self._doubtful else Authority.WAIT
+        if self._stood_still:
+            return Authority.ASK
+        return Authority.TAKE if now - self._proved <= AUTHORITY_S else Authority.PROBE

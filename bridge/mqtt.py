@@ -15,6 +15,8 @@ import random
 import socket
 import ssl
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -83,7 +85,12 @@ class Incoming:
     correlation: bytes | None
     mid: int
     connection: int
-    "Number of the connection it came on: a later connection can't acknowledge it."
+    "Number of the connection it came on: a later connection can't acknowledge it. Negative for what came otherwise."
+
+    @property
+    def is_local(self) -> bool:
+        """It did not come from the broker."""
+        return self.connection < 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +159,11 @@ class Handler(Protocol):
     def published(self, acks: list[tuple[int, int]]) -> None:
         """Tokens and reason codes of PUBACKs (0 on MQTT 3.1.1), batched like `received`; there is room again."""
 
+    def proved(self, sent_at: float) -> None:
+        """The broker answered a packet that left at `sent_at` (monotonic): the connection stands, and what the broker
+        had for us before that has been handed over.
+        """
+
     def takeover(self) -> None:
         """Another client uses our client id (docs/contract.md §5); we wait before connecting again."""
 
@@ -216,6 +228,11 @@ class MqttLink:
         """PUBACK, in the order received; nothing happens when the message came on an earlier connection."""
         if self._connection is not None and self._connection.number == message.connection:
             self._connection.acknowledge(message)
+
+    def probe(self) -> None:
+        """Send a PINGREQ, unless one is on its way; its answer is told as `proved`."""
+        if self._connection is not None and self._connection.alive:
+            self._connection.probe()
 
     def listen(self, *, on: bool) -> None:
         """Subscribe to commands, or no more; a connection begins with it. What is subscribed to as `replayed` stays."""
@@ -357,6 +374,10 @@ class _Connection:
         self._max_packet = MAX_PACKET
         self._acks: list[tuple[int, int]] = []
         self._received: list[Incoming] = []
+        self._tracked: tuple[int, float] | None = None
+        "Packet id of one publication on its way, and when it left: its PUBACK proves that the connection stands."
+        self._proved: float | None = None
+        "When what the broker answered last had left; to be told."
         self._fd = -1
         self._pending: Callable[[], int] = int
         self._client = self._new_client()
@@ -405,12 +426,18 @@ class _Connection:
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return None  # this packet id is still in flight after 65,535 others; the next one is free
         self._in_flight += 1
+        if self._tracked is None:
+            self._tracked = info.mid, self._loop.time()
         log.debug("> %s (%d bytes)", publication.topic, len(publication.payload))
         return self.number << 16 | info.mid
 
     def acknowledge(self, message: Incoming) -> None:
         if message.mid and self._ended_at is None:  # QoS 0 has no packet id
             self._client.ack(message.mid, 1)
+
+    def probe(self) -> None:
+        if not self._client.pings:
+            self._client.ping()
 
     def listen(self, *, on: bool) -> None:
         if on:
@@ -470,6 +497,7 @@ class _Connection:
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_disconnect = self._on_disconnect
+        client.on_pong = self._on_pong
         return client
 
     async def _open(self) -> None:
@@ -560,12 +588,17 @@ class _Connection:
     def _deliver(self) -> None:
         if self._granted is not None and not self.ready:
             self._become_ready(self._granted)
+        if self._ended_at is not None:
+            self._received.clear()  # whoever is connected now, or serves instead of us, has them again
         if self._received and self.ready:  # before the PUBACKs: what the broker had before ours came before them
             messages, self._received = self._received, []
             self._handler.received(messages)
         if self._acks:
             acks, self._acks = self._acks, []
             self._handler.published(acks)
+        if self._proved is not None and self.alive:
+            proved, self._proved = self._proved, None
+            self._handler.proved(proved)
         if self._ended_at is not None and not self._ended.done():
             self._ended.set_result(None)
 
@@ -630,7 +663,16 @@ class _Connection:
 
     def _on_publish(self, _c: Any, _u: Any, mid: int, reason: ReasonCode, _p: Any) -> None:
         self._in_flight -= 1
+        if self._tracked is not None and self._tracked[0] == mid:
+            self._note_proof(self._tracked[1])
+            self._tracked = None
         self._acks.append((self.number << 16 | mid, reason.value))
+
+    def _on_pong(self, sent_at: float) -> None:
+        self._note_proof(sent_at)
+
+    def _note_proof(self, sent_at: float) -> None:
+        self._proved = sent_at if self._proved is None else max(self._proved, sent_at)
 
     def _on_message(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:
         try:
@@ -679,6 +721,9 @@ class _Client(paho.Client):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.last_error = ""
+        self.pings: deque[float] = deque()
+        "When the PINGREQs left that are not answered."
+        self.on_pong: Callable[[float], None] = lambda _: None
         self._unread = b""
         self._at = 0
 
@@ -720,6 +765,20 @@ class _Client(paho.Client):
                 return self._do_on_publish(mid, _SUCCESS, _NONE)
             return MQTTErrorCode.MQTT_ERR_SUCCESS
         return super()._handle_pubackcomp(cmd)
+
+    def ping(self) -> None:
+        """Send a PINGREQ."""
+        self._send_pingreq()
+
+    def _send_pingreq(self) -> MQTTErrorCode:
+        self.pings.append(time.monotonic())
+        return super()._send_pingreq()
+
+    def _handle_pingresp(self) -> MQTTErrorCode:
+        code = super()._handle_pingresp()
+        if self.pings:
+            self.on_pong(self.pings.popleft())
+        return code
 
     def _easy_log(self, level: Any, fmt: str, *args: Any) -> None:
         if level == paho.MQTT_LOG_ERR:

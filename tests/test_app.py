@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,33 @@ async def test_while_another_bridge_may_be_at_work_nothing_new_is_sent(store: St
     bridge.connected(session_present=True, version="5")
     assert [publication.topic for publication in link.published if publication.retain] == ["goip/bridge/info"]
     assert len(sent) == 2
-    bridge.published([(token, 0) for token in range(len(link.published))])
+    question = len(link.published)
+    bridge.published([(token, 0) for token in range(question)])
+    assert [publication.topic for publication in link.published[question:]] == ["goip/bridge/info"]
+    assert len(sent) == 2, "the broker does not have the claim yet"
+    bridge.published([(question, 0)])
     assert [data.split()[0] for data in sent][2:] == [b"MSG"]
+
+
+async def test_commands_that_wait_for_the_disk_are_forgotten_with_their_connection(store: Store) -> None:
+    """Another bridge may have them by now; with QoS 1 they come again, with QoS 0 they are lost."""
+    bridge = make(store)
+    bridge.pump()
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    text = "x" * 3000
+    fill = json.dumps({"to": [str(n) for n in range(100)], "text": text}).encode()
+    bridge.received([command("goip/l0/cmd/sms", fill, 1), command("goip/l0/cmd/sms", fill, 0)])
+    assert bridge._stalled
+    bridge.received([command("goip/l0/cmd/sms", fill, 2)])
+    assert [message.mid for message in bridge._backlog] == [1, 0, 2]
+    bridge.disconnected("gone")
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    bridge._try_again()
+    assert not bridge._stalled
+    assert store.queued("l0", 10) == []
+    bridge.received([replace(command("goip/l0/cmd/sms", b'{"to":"1","text":"x"}'), dup=True, connection=2)])
+    assert [row.number for row in store.queued("l0", 10)] == ["1"]
 
 
 class Link:

@@ -6,6 +6,7 @@ import logging
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ class Recorder:
         self.batches: list[list[Incoming]] = []
         self.acks: dict[int, int] = {}
         self.reasons: list[str] = []
+        self.proofs: list[float] = []
         self.takeovers = 0
         self.on_published: Callable[[], None] = lambda: None
         self.on_received: Callable[[list[Incoming]], None] = lambda messages: None
@@ -63,6 +65,10 @@ class Recorder:
         self.acks.update(acks)
         self.on_published()
         self._note("published")
+
+    def proved(self, sent_at: float) -> None:
+        self.proofs.append(sent_at)
+        self._changed.set()
 
     def takeover(self) -> None:
         self.takeovers += 1
@@ -376,6 +382,63 @@ async def test_our_own_publications_do_not_come_back_on_mqtt_5(broker: Mosquitto
         await other.publish("goip/a/cmd/sms", b"theirs", qos=1)
     await handler.until(lambda: len(handler.messages) == 1)
     assert handler.messages[0].payload == b"theirs"
+
+
+async def test_nothing_is_taken_that_came_on_a_connection_which_has_ended(links: Links) -> None:
+    """While we stand still the broker delivers a command, gives us up and closes: another bridge has it by now."""
+    go, gone = threading.Event(), threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(65536)  # CONNECT
+            peer.sendall(CONNACK_5)
+            peer.recv(65536)  # SUBSCRIBE
+            peer.sendall(b"\x90\x04\x00\x01\x00\x01")
+            go.wait(PATIENCE_S)
+            for flags in (0x32, 0x30):
+                topic, mid = b"\x00\x0cgoip/a/cmd/x", b"\x00\x07" if flags & 6 else b""
+                body = topic + mid + b"\x00!"
+                peer.sendall(bytes((flags, len(body))) + body)
+        gone.set()
+
+    def stand_still() -> None:
+        go.set()
+        assert gone.wait(PATIENCE_S)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asyncio.get_running_loop().run_in_executor(None, serve, server)
+        _, handler = links.start(server.getsockname()[1])
+        await handler.until_connected()
+        stand_still()
+        await handler.until(lambda: "disconnected" in handler.calls)
+    assert handler.messages == []
+
+
+@both_versions
+async def test_a_probe_is_answered_by_a_broker_that_is_there(broker: Mosquitto, links: Links, version: str) -> None:
+    link, handler = links.start(broker, version=version)
+    link.probe()
+    await handler.until_connected()
+    before = asyncio.get_running_loop().time()
+    link.probe()
+    link.probe()  # one is on its way
+    await handler.until(lambda: bool(handler.proofs))
+    after = asyncio.get_running_loop().time()
+    assert before <= handler.proofs[0] <= after
+    await handler.reason_code(link.publish(Publication("goip/a/state", b"{}")))
+    await handler.until(lambda: len(handler.proofs) == 2)
+    assert handler.proofs[1] >= after, "an acknowledged publication proves as much"
+
+
+async def test_a_connection_that_stands_still_proves_nothing(links: Links) -> None:
+    async with scripted(lambda attempt: CONNACK_5, pong=False, puback=False) as fake:
+        link, handler = links.start(fake.port)
+        await handler.until_connected()
+        link.publish(WILL)
+        link.probe()
+        await fake.until(lambda: fake.pings == 1 and fake.publishes == 1)
+        assert handler.proofs == []
 
 
 @pytest.mark.parametrize("call", ["connected", "received", "published"])

@@ -342,6 +342,14 @@ class VirtualLink:
         if not self._life.dead:
             self._handler.published([(token, 0)])
 
+    def probe(self) -> None:
+        sent_at = asyncio.get_running_loop().time()
+        self._later(lambda: self._later(self._answered, sent_at))
+
+    def _answered(self, sent_at: float) -> None:
+        if not self._life.dead:
+            self._handler.proved(sent_at)
+
     def deliver(self, mids: list[int]) -> None:
         """Commands for the bridge."""
         if mids:
