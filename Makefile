@@ -57,6 +57,7 @@ simulate: $(VENV)/.dev ## The whole bridge in a virtual world, for SECONDS=60; A
 
 chaos: $(VENV)/.dev ## Real processes under kill -9 and a bad network; ARGS="--seed 7 --kills 200", see ARGS=--help
 	cd tests && ../$(PY) -m reliability.chaos $(ARGS)
+	$(if $(ARGS),,cd tests && ../$(PY) -m reliability.chaos_two_bridges)
 
 mutations: $(VENV)/.dev ## Break the bridge in a dozen ways: simulation and chaos must notice each (half an hour)
 	cd tests && ../$(PY) -m reliability.mutations $(ARGS)

@@ -665,7 +665,7 @@ class Bridge:
                     return True
                 self.link.probe()
             case Authority.ASK:
-                log.warning("the connection to the broker stood still: asking whether another bridge serves meanwhile")
+                log.info("the connection to the broker stood still: asking whether another bridge serves meanwhile")
                 self._ask(resumed=True)
             case Authority.DROP:
                 self._drop_backlog()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from brokers import find_mosquitto
+from reliability import chaos_two_bridges
 from reliability.chaos import Chaos, Options, _kinds, _survivors, table
 from reliability.proxy import Seen
 
@@ -36,6 +37,13 @@ async def test_nothing_is_lost_or_doubled_while_bridge_and_broker_are_killed(tmp
         assert counts.inbound_published > 140
         assert counts.accepted >= 46
         assert counts.submitted > 40
+
+
+def test_two_real_bridges_carry_out_nothing_twice() -> None:
+    """One broker, frozen connections, paused and killed bridges. More: python -m reliability.chaos_two_bridges."""
+    violations, pair = chaos_two_bridges.run(5, faults=5, pace=2.0, longest=12.0)
+    assert violations == []
+    assert pair.counts["on air"] > pair.counts["commands"] / 4
 
 
 def test_the_same_seed_kills_the_same() -> None:
