@@ -126,7 +126,7 @@ class Bridge:
         )
         announced = orjson.loads(store.get(ANNOUNCED) or "[]")
         self.discovery = Discovery(self.instance, settings, self.topics, self.publisher, self.clock, announced)
-        self.answers = Answers(store, self.topics)
+        self.answers = Answers(store, self.topics, self.server)
         self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
         self.link: MqttLink | None = None
@@ -148,7 +148,9 @@ class Bridge:
         "Commands that made us fail."
         self._events: list[events.Event] = []
         self._notices: list[dict[str, object]] = []
-        self._verdicts: list[tuple[int, Code, str]] = []
+        self._writes: list[Callable[[Batch], None]] = []
+        """What else is to be written with the next commit. Each runs inside the transaction, and asks there what is
+        true; it may run twice, as a transaction that failed is thrown away."""
         self._held: dict[tuple[bytes, Address], None] = {}
         self._held_bytes = 0
         self._held_back: list[tuple[bytes, Address]] = []
@@ -191,14 +193,10 @@ class Bridge:
         self._lag = 0.0
         self._lag_before = 0.0
         "The longest time that the program could not react: in this minute, and in the one before."
-        self._removed: list[str] = []
-        "Lines that the store knows and the configuration does not."
         self._vanishing: dict[str, float] = {}
-        "Of these, those that the broker knows: when their retained topics are to go."
+        "Lines that are no longer configured: when their retained topics are to go."
         self._emptied: set[str] = set()
         "Those whose topics are on their way out."
-        self._vanished: list[str] = []
-        "And those of which only the store knows any more."
         self._saved: tuple[list[str], list[str]] = [], []
         "What the store knows of the retained topics: discovery documents, and lines."
         self._strangers = Strangers()
@@ -368,10 +366,9 @@ class Bridge:
         at = self.steady.time()
         self._remember_lines(set(self.settings.lines))
         heard = dict(self.store.lines())
-        for name in {*heard, *orjson.loads(self.store.get(NAMED_LINES) or "[]")} - set(self.settings.lines):
+        named = orjson.loads(self.store.get(NAMED_LINES) or "[]")
+        for name in {*heard, *named, *self.store.queued_lines()} - set(self.settings.lines):
             self._take_away(name)
-        for name, proof in self.store.proofs():
-            self.server.restore_proof(name, proof)
         timing = self.server.timing
         batch = self._batch()
         self._alive_before = self.store.get("alive") or 0.0
@@ -400,8 +397,13 @@ class Bridge:
                 self.server.restore_session(row.line, submitted, now)
 
     def _remember_lines(self, names: set[str]) -> None:
-        """Where these lines were, and which of their events are known: they may have been configured before."""
+        """Where these lines were, what is proved of their firmware, and which of their events are known: they may have
+        been configured before.
+        """
         now, at = self.clock.monotonic(), self.steady.time()
+        for name, proof in self.store.proofs():
+            if name in names:
+                self.server.restore_proof(name, proof)
         for name, memory in self.store.lines():
             if name in names:
                 self.server.restore_line(name, memory)
@@ -693,8 +695,8 @@ class Bridge:
         """The broker is there."""
         self._connections += 1
         self._mqtt = payloads.MqttInfo(version=version, session_present=session_present)
-        self.discovery.connected()
         self._save_announced()
+        self.discovery.connected()
         self._listening = True
         self.publisher.connected()
         self._ask(resumed=session_present)
@@ -745,7 +747,7 @@ class Bridge:
 
     def _has_work(self) -> bool:
         """Something is to be written before anything may leave; sendids as well (`_reserve_sendids`)."""
-        waiting = self._events or self._inbox or self._notices or self._verdicts or self._removed or self._vanished
+        waiting = self._events or self._inbox or self._notices or self._writes
         return bool(waiting) or min(self.server.next_sendid, MAX_SENDID) > self._sendids_reserved
 
     def _take_events(self) -> None:
@@ -766,17 +768,12 @@ class Bridge:
         try:
             with self.store.transaction():
                 self.ledger.record(happened, batch, self.clock.monotonic())
+                for write in self._writes:  # before the inbox: a repeat in it finds the result of its command
+                    write(batch)
                 for message in self._inbox:
                     self._take(message, batch)
                 for message in self._poison:
                     self.intake.give_up(message, batch)
-                for n, code, words in self._verdicts:
-                    if command := self.store.command(n):
-                        self.answers.give(batch, command, code, words, {})
-                for line in self._removed:
-                    self.ledger.line_removed(batch, line)
-                for line in self._vanished:
-                    self.store.delete_line(line)
                 for notice in self._notices:
                     batch.fact(self.topics.bridge("event"), payloads.BridgeEvent, **notice)
                 if also is not None:
@@ -795,9 +792,7 @@ class Bridge:
         self._inbox.clear()
         self._poison.clear()
         self._notices.clear()
-        self._verdicts.clear()
-        self._removed.clear()
-        self._vanished.clear()
+        self._writes.clear()
         self._take_effect(batch)
         return True
 
@@ -866,15 +861,22 @@ class Bridge:
 
     def _save_announced(self) -> None:
         """Write down which retained topics there are, before they are: whoever takes one away later has to know."""
-        announced = self.discovery.announced()
-        lines = sorted({*self.settings.lines, *self._vanishing, *self._emptied})
+        announced, lines = self._announced()
+        if self._stalled or (announced, lines) == self._saved or not self._commit([], self._write_announced):
+            return
+        self._saved = announced, lines
+        self.discovery.known = set(announced)
+        self.board.named = set(lines)
+        self.board.publish_stats()
 
-        def save(_batch: Batch) -> None:
-            self.store.put(ANNOUNCED, orjson.dumps(announced).decode())
-            self.store.put(NAMED_LINES, orjson.dumps(lines).decode())
+    def _announced(self) -> tuple[list[str], list[str]]:
+        """Where something retained of ours may be: topics of discovery, and names of lines."""
+        return self.discovery.announced(), sorted({*self.settings.lines, *self._vanishing, *self._emptied})
 
-        if not self._stalled and (announced, lines) != self._saved and self._commit([], save):
-            self._saved = announced, lines
+    def _write_announced(self, _batch: Batch) -> None:
+        announced, lines = self._announced()
+        self.store.put(ANNOUNCED, orjson.dumps(announced).decode())
+        self.store.put(NAMED_LINES, orjson.dumps(lines).decode())
 
     def _acknowledge(self, message: Incoming) -> None:
         if self.link is not None:
@@ -888,13 +890,22 @@ class Bridge:
                 self.server.ussd(order.target, order.n, code, wait, now)
             case commands.SelfTest() as selftest:
                 if not self._begin_selftest(order, selftest):
-                    self._verdicts.append((order.n, "busy", SELFTEST_BUSY))
+                    self._answer(order.n, "busy", SELFTEST_BUSY)
             case commands.BridgeReload():
-                self._verdicts.append((order.n, *self.reload()))
+                self._answer(order.n, *self.reload())
             case commands.BridgeRestart():
-                self._verdicts.append((order.n, *self._restart()))
+                self._answer(order.n, *self._restart())
             case command:
                 self.server.request(order.target, order.n, operation(command), now)
+
+    def _answer(self, n: int, code: Code, message: str) -> None:
+        """Give an accepted command its result with the next commit."""
+
+        def give(batch: Batch) -> None:
+            if command := self.store.command(n):
+                self.answers.give(batch, command, code, message, {})
+
+        self._writes.append(give)
 
     def _restart(self) -> tuple[Code, str]:
         if not self.can_restart:
@@ -1051,10 +1062,10 @@ class Bridge:
         self._tell_dropped()
         self.publisher.retry_parked(now)
         self._empty_topics(now)
+        self._save_announced()
         if not self._stopping and self.discovery.tick():
             self.publisher.refresh(f"{self.topics.base}/")
         if not self._stalled:
-            self._save_announced()
             if now - self._alive >= ALIVE_S:
                 self._save_some_lines()
             if self.publisher.done_count or self.ledger.due(at, now):
@@ -1160,7 +1171,10 @@ class Bridge:
             for name in ("base_topic", "instance", "mqtt", "udp", "store", "homeassistant", "http")
             if _without_overrides(getattr(settings, name)) != _without_overrides(getattr(self.settings, name))
         ]
-        kept = {name: getattr(self.settings, name) for name in fixed}
+        kept: dict[str, object] = {name: getattr(self.settings, name) for name in fixed}
+        if "homeassistant" in kept:
+            overrides = {"overrides": settings.homeassistant.overrides}
+            kept["homeassistant"] = self.settings.homeassistant.model_copy(update=overrides)
         settings = settings.model_copy(update=kept)
         for _, fault in settings.homeassistant_faults():  # with the discovery that is in force
             log.error("the configuration was not reloaded: %s", fault)
@@ -1177,8 +1191,8 @@ class Bridge:
         for line in self.settings.lines:
             self._vanishing.pop(line, None)
             self._emptied.discard(line)
-        self._vanished = [line for line in self._vanished if line not in self.settings.lines]
         self.discovery.configure(self.settings)
+        self._writes.append(self._write_announced)
         self.publisher.retry_parked()
         self._publish_bridge()
         self._feed_all()
@@ -1196,7 +1210,7 @@ class Bridge:
         """A line is no longer configured. Home Assistant first forgets its device, then its topics are emptied: an
         entity that is there would make a warning of each.
         """
-        self._removed.append(line)
+        self._write_of_gone(line, self.ledger.line_removed)
         self._vanishing[line] = self.clock.monotonic() + (2 * APART_S if self.discovery.on else 0.0)
 
     def _empty_topics(self, now: float) -> None:
@@ -1206,7 +1220,17 @@ class Bridge:
             self._emptied.add(line)
         done = {line for line in self._emptied if not self.board.still_says(line)}
         self._emptied -= done
-        self._vanished.extend(done)
+        for line in done:
+            self._write_of_gone(line, lambda _batch, line: self.store.delete_line(line))
+
+    def _write_of_gone(self, line: str, write: Callable[[Batch, str], None]) -> None:
+        """Write something with the next commit, unless the line is configured again by then."""
+
+        def write_if_gone(batch: Batch) -> None:
+            if line not in self.settings.lines:
+                write(batch, line)
+
+        self._writes.append(write_if_gone)
 
     # -- retained state
 

@@ -14,6 +14,8 @@ from bridge.payloads import KINDS, encode, timestamp
 from bridge.store import OutboxRow
 
 OutboxEntry = tuple[str, str, int, bytes, bytes | None, float]
+MAX_FOREIGN = 1000
+"Topics that others chose and whose messages are counted."
 
 
 class Run:
@@ -26,12 +28,32 @@ class Run:
         "The same by `bridge.clock.SteadyTime`."
         self.boot = f"{int(started):08x}{secrets.token_hex(2)}"
         self.seq: dict[str, int] = {}
-        "The last sequence number of each topic."
+        "The last sequence number of each topic of the bridge."
+        self._foreign: dict[int, int] = {}
+        "The same of the topics that others chose, by their hash: such a topic may be long. The last used comes last."
+        self._forgotten = 0
+        "No number of a forgotten topic was larger: one that comes again goes on from here."
         self._ids = itertools.count(1)
 
     def new_id(self) -> str:
         """Unique among all runs."""
         return f"{self.boot}-{next(self._ids)}"
+
+    def last_seq(self, topic: str, *, foreign: bool) -> int:
+        """The last sequence number of a topic, 0 for none; `foreign` if somebody else chose the topic."""
+        known = self.seq.get(topic) or self._foreign.get(hash(topic))
+        return known or (self._forgotten if foreign else 0)
+
+    def count(self, used: dict[str, int], foreign: set[str]) -> None:
+        """These sequence numbers were used; of the topics those in `foreign` are counted as long as there is room."""
+        for topic, number in used.items():
+            self._foreign.pop(hash(topic), None)
+            if topic in foreign and topic not in self.seq:
+                self._foreign[hash(topic)] = number
+            else:
+                self.seq[topic] = number
+        while len(self._foreign) > MAX_FOREIGN:
+            self._forgotten = max(self._forgotten, self._foreign.pop(next(iter(self._foreign))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +106,8 @@ class Batch:
     refresh: set[str] = field(default_factory=set)
     "Lines whose retained state is to be published again; `*` is all."
     _seq: dict[str, int] = field(default_factory=dict)
+    _foreign: set[str] = field(default_factory=set)
+    "Of the topics in `_seq` those that others chose."
 
     def fact(self, topic: str, payload_class: type, /, **fields: Any) -> None:
         """Publish a fact."""
@@ -114,12 +138,16 @@ class Batch:
         counts = self.traffic.setdefault(line, {})
         counts[what] = counts.get(what, 0) + 1
 
-    def next_seq(self, topic: str) -> int:
-        """The next sequence number of a topic."""
-        number = (self._seq.get(topic) or self.run.seq.get(topic, 0)) + 1
+    def next_seq(self, topic: str, *, foreign: bool = False) -> int:
+        """The next sequence number of a topic; `foreign` if somebody else chose it, so that there may be many."""
+        number = (self._seq.get(topic) or self.run.last_seq(topic, foreign=foreign)) + 1
         self._seq[topic] = number
+        if foreign:
+            self._foreign.add(topic)
+        else:
+            self._foreign.discard(topic)
         return number
 
     def committed(self) -> None:
         """The transaction is on disk: the sequence numbers are used."""
-        self.run.seq.update(self._seq)
+        self.run.count(self._seq, self._foreign)

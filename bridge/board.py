@@ -7,7 +7,7 @@ new. Nothing here is durable: after a restart it is all made anew.
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from bridge import __version__, payloads, states
@@ -58,6 +58,9 @@ class Board:
         self._clock = clock
         self._steady = steady
         self.traffic = Traffic(store, clock)
+        self.named: Collection[str] = ()
+        """The lines that the store knows by name. Statistics of others wait: after a crash nobody would know that these
+        are to be removed."""
         self._changed: set[str] = set()
         self._published: dict[str, tuple[payloads.LineState, float]] = {}
         "By line: what its state meant when it was published last, and when."
@@ -159,7 +162,9 @@ class Board:
 
     def publish_stats(self) -> None:
         """Queue and traffic of the lines where they changed."""
-        for line, stats in self.traffic.stats(self._store, self.settings.lines):
+        for line, stats in self.traffic.stats(
+            self._store, [line for line in self.settings.lines if line in self.named]
+        ):
             self._publisher.set_payload(self._topics.line(line, "stats"), stats)
 
     def publish_jobs(self) -> list[str]:

@@ -25,6 +25,10 @@ BIRTH_S = (1.0, 5.0)
 "After Home Assistant's birth: not at once, as everybody else does."
 MENDED_S = 10.0
 "After this long a device that somebody else overwrote is published again; doubling while they go on."
+MAX_ORPHANS = 1000
+"Documents of devices that nobody knows of, which are removed at a time. Others come again with the next connection."
+MAX_TOPIC = 1000
+"No topic of a device of ours is nearly as long."
 ASKED_S = 10.0
 "After a refresh this long an empty topic is no deletion: Home Assistant empties one many times, for seconds."
 
@@ -72,6 +76,9 @@ class Discovery:
         "Once all devices are published, Home Assistant is to hear the states."
         self._announced = set(announced)
         "The topics where the broker may have something of ours."
+        self.known = set(announced)
+        """Those of them that the store knows. Nothing is published elsewhere: after a crash nobody would know that it
+        is to be removed."""
         self._had = set(announced)
         "Those where earlier runs had something."
         self.configure(settings)
@@ -97,6 +104,8 @@ class Discovery:
         for topic in gone:
             self._leaving.pop(topic, None)
             self._deleted.discard(topic)
+            self._overwritten.pop(topic, None)
+            self._asked.pop(topic, None)
         self._publish_soon([*changed, *gone])
 
     def connected(self) -> None:
@@ -138,6 +147,8 @@ class Discovery:
             self._born_at, self._states_next = None, True
             self._publish_soon(self._wanted)
         for topic in [topic for topic, due in self._due.items() if due <= now]:
+            if topic in self._wanted and topic not in self.known:
+                continue
             del self._due[topic]
             if topic in self._wanted:
                 self._last[topic] = now
@@ -161,7 +172,9 @@ class Discovery:
 
     def announced(self) -> list[str]:
         """All topics where the broker may have something of ours: for another configuration to remove."""
-        self._announced = {topic for topic in self._announced if self._may_be_there(topic)}
+        self._announced = {topic for topic in self._announced | self._wanted.keys() if self._may_be_there(topic)}
+        since = self._clock.monotonic() - APART_S
+        self._last = {topic: at for topic, at in self._last.items() if topic in self._wanted or at > since}
         return sorted(self._announced)
 
     def _may_be_there(self, topic: str) -> bool:
@@ -215,6 +228,8 @@ class Discovery:
         return bool(gone)
 
     def _maybe_orphan(self, topic: str, payload: bytes) -> None:
+        if len(topic) > MAX_TOPIC or len(self._announced) >= len(self._wanted) + MAX_ORPHANS:
+            return
         if is_ours(payload, self._topics) and topic not in self._due:
             log.info("removing %s, of a line or gateway that is no longer configured", topic)
             self._announced.add(topic)

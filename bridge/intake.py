@@ -48,9 +48,10 @@ _NOT_YET = (commands.Cancel, commands.Pause, commands.Resume, commands.BridgeInb
 class Answers:
     """Publishes results, and keeps those of accepted commands for their repeats."""
 
-    def __init__(self, store: Store, topics: Topics) -> None:
+    def __init__(self, store: Store, topics: Topics, server: SmsServer) -> None:
         self._store = store
         self._topics = topics
+        self._server = server
         self._waiting: dict[int, list[tuple[str | None, bytes | None]]] = {}
         "Repeats that came before their command was answered: where they want their result."
 
@@ -138,7 +139,7 @@ class Answers:
             result = payloads.Result(
                 id=command.id,
                 boot=batch.run.boot,
-                seq=batch.next_seq(where),
+                seq=batch.next_seq(where, foreign=where != topic or not self._exists(command, path)),
                 command=path,
                 status="ok" if code == "ok" else "error",
                 code=code,
@@ -149,6 +150,14 @@ class Answers:
                 warnings=outcome["warnings"],
             )
             batch.put(where, payloads.Result, payloads.encode(result), correlation if where == response_topic else None)
+
+    def _exists(self, command: CommandRow, path: str) -> bool:
+        """Whether there is such a command and such a target. Others have result topics as well: of anybody's choice."""
+        if command.n:
+            return True  # it was accepted, though its line may be gone by now
+        if command.target == "bridge":
+            return path in commands.BRIDGE_COMMANDS
+        return path in commands.LINE_COMMANDS and self._server.line(command.target) is not None
 
 
 class Intake:
@@ -169,7 +178,8 @@ class Intake:
         self._server = server
         self._answers = answers
         self._summaries = summaries
-        self._emptied: dict[str, float] = {}
+        self._emptied: dict[int, float] = {}
+        "When a topic was emptied, by the hash of the topic, which may be long."
 
     def take(self, message: Incoming, batch: Batch) -> None:
         """Accept or refuse one command; either way it may be acknowledged once the batch is committed."""
@@ -203,7 +213,7 @@ class Intake:
         """Emptying a retained command is itself a publish to a command topic (docs/contract.md §4.7)."""
         if message.payload:
             return False
-        return message.retain or at - self._emptied.get(message.topic, 0) < EMPTIED_S
+        return message.retain or at - self._emptied.get(hash(message.topic), 0) < EMPTIED_S
 
     def _accept(
         self, message: Incoming, topic: CommandTopic, response_topic: str | None, warnings: list[str], batch: Batch
@@ -270,8 +280,8 @@ class Intake:
 
     def _refuse_retained(self, message: Incoming, topic: CommandTopic, batch: Batch) -> None:
         batch.emptied.append(message.topic)
-        self._emptied.pop(message.topic, None)
-        self._emptied[message.topic] = batch.at
+        self._emptied.pop(hash(message.topic), None)
+        self._emptied[hash(message.topic)] = batch.at
         if len(self._emptied) > MAX_EMPTIED:
             del self._emptied[next(iter(self._emptied))]
         batch.fact(

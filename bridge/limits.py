@@ -33,14 +33,13 @@ class Limiter:
         told, held = self._keys.pop(key, (-self._period, 0))
         while self._passed and now - self._passed[0] >= self._period:
             self._passed.popleft()
-        if now - told >= self._period and len(self._passed) < self._total:
+        tell = now - told >= self._period and len(self._passed) < self._total
+        if tell:
             self._passed.append(now)
-            self._keys[key] = (now, 0)
-            return held + 1
-        self._keys[key] = (told, held + 1)
+        self._keys[key] = (now, 0) if tell else (told, held + 1)
         if len(self._keys) > MAX_KEYS:
             self._keys.popitem(last=False)
-        return None
+        return held + 1 if tell else None
 
 
 class Tokens:

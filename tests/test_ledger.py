@@ -34,7 +34,7 @@ class Book:
         self.server = SmsServer(
             [LineConfig(name="goip1", goip_id="goip1", password="p")], Timing(), next_sendid=FIRST_SENDID, now=START
         )
-        answers = Answers(self.store, topics)
+        answers = Answers(self.store, topics, self.server)
         self.ledger = Ledger(self.store, self.settings, topics, answers, self.server, START)
         self.run = Run(START, START)
         self.at = START
