@@ -129,6 +129,8 @@ class Bridge:
         self.answers = Answers(store, self.topics, self.server)
         self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
+        self.mqtt_version = settings.mqtt.version
+        "For a broker that knows only one, whatever is configured."
         self.link: MqttLink | None = None
         self.udp: UdpSocket | None = None
         self.http_address: Address | None = None
@@ -166,7 +168,9 @@ class Bridge:
         self._stopping = False
         self._handed_over: asyncio.Event | None = None
         "While stopping: set when the broker has everything it can have."
-        self._failed: asyncio.Future[None] | None = None
+        self._fault: Exception | None = None
+        "What ends the service: the first exception that nobody caught."
+        self._faulty = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._states_timer: asyncio.TimerHandle | None = None
         self._save_from = 0
@@ -217,50 +221,67 @@ class Bridge:
 
         Raises PortUnusable, and whatever is a bug.
         """
-        loop = asyncio.get_running_loop()
         self._asked_to_stop = stop
-        self._failed = loop.create_future()
-        self.udp = self._open_udp(inherited)
-        web = self._open_http()
-        if self.udp.inherited:
-            self._take_what_waits(self.udp)
+        async with contextlib.AsyncExitStack() as opened:
+            self.udp = self._open_udp(inherited)
+            opened.callback(self.udp.close)
+            web = self._open_http()
+            if web is not None:
+                opened.callback(web.close)
+            try:
+                await self._serve(self.udp, web, broker, serving, opened)
+            except Exception as error:
+                self._fail(error)
+        if self._fault is not None:
+            raise self._fault
+
+    async def _serve(
+        self,
+        udp: UdpSocket,
+        web: socket.socket | None,
+        broker: BrokerUrl,
+        serving: Callable[[UdpSocket], None],
+        opened: contextlib.AsyncExitStack,
+    ) -> None:
+        """From the first datagram to the farewell; what is begun here ends with `opened`."""
+        assert self._asked_to_stop is not None
+        if udp.inherited:
+            self._take_what_waits(udp)
         else:
             self.server.deaf = (self.clock.monotonic(),) * 2  # nothing waited in it
         self._go_on()
-        self.udp.start()
-        log.info(
-            "listening for gateways on udp %s:%d, %d lines configured", *self.udp.address, len(self.settings.lines)
-        )
+        udp.start()
+        log.info("listening for gateways on udp %s:%d, %d lines configured", *udp.address, len(self.settings.lines))
         self.link = self.publisher.link = self._open_link(broker)
-        tasks = {
+        tasks = [
             asyncio.create_task(self.link.run(), name="mqtt"),
             asyncio.create_task(self._every(1.0, self._second), name="second"),
             asyncio.create_task(self._every(60.0, self._minute), name="minute"),
-            asyncio.create_task(stop.wait(), name="stop"),
-        }
+            asyncio.create_task(self._asked_to_stop.wait(), name="stop"),
+            asyncio.create_task(self._faulty.wait(), name="fault"),
+        ]
+        opened.push_async_callback(self._end, tasks)
         self._publish_bridge()
         self.pump()
-        serving(self.udp)
-        ending: set[asyncio.Future[Any]] = {*tasks, self._failed}
-        http = None
-        try:
-            if web is not None and self.recent is not None:
-                from bridge.http import HttpListener  # here: it is large, and most do without
+        serving(udp)
+        if web is not None and self.recent is not None:
+            from bridge.http import HttpListener  # here: it is large, and most do without
 
-                http = HttpListener(self, self.recent, web)
-                await http.start()
-                self.http_address = web.getsockname()[:2]
-            done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
-            for ended in done:
-                ended.result()  # an exception in any of them ends the service
+            http = HttpListener(self, self.recent, web)
+            opened.push_async_callback(http.close)
+            await http.start()
+            self.http_address = web.getsockname()[:2]
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self._fault is None and not any(task.exception() for task in ended):
             await self._shut_down()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.udp.close()
-            if http is not None:
-                await http.close()
+
+    async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
+        """End them; an exception in any of them, also at the very end, is a fault of the service."""
+        for task in tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                self._fail(ended)
 
     def _open_udp(self, inherited: socket.socket | None) -> UdpSocket:
         wanted, received = self.settings.udp, self._guarded(self.datagrams_received)
@@ -350,16 +371,23 @@ class Bridge:
             self._on_timer()
 
     def _guarded(self, callback: Callable[..., object]) -> Callable[..., None]:
-        """asyncio only logs what a callback raises; here it ends the service."""
+        """asyncio only logs what a callback raises; here it ends the service, also one that has yet to begin."""
 
         def call(*arguments: object) -> None:
             try:
                 callback(*arguments)
             except Exception as error:
-                if self._failed is not None and not self._failed.done():
-                    self._failed.set_exception(error)
+                self._fail(error)
 
         return call
+
+    def _fail(self, error: Exception) -> None:
+        """End the service with this exception, or log it when another one does already."""
+        if self._fault is None:
+            self._fault = error
+            self._faulty.set()
+        else:
+            log.error("another fault while the bridge ends with %r", self._fault, exc_info=error)
 
     def _restore(self, now: float) -> None:
         """Go on where the last run ended."""
@@ -1235,7 +1263,7 @@ class Bridge:
     # -- retained state
 
     def _publish_states_soon(self) -> None:
-        if self._states_timer is None and self._failed is not None:
+        if self._states_timer is None and self._asked_to_stop is not None:
             loop = asyncio.get_running_loop()
             self._states_timer = loop.call_later(STATE_DELAY_S, self._guarded(self._publish_states))
 
@@ -1390,7 +1418,7 @@ def _link_config(bridge: Bridge, broker: BrokerUrl) -> LinkConfig:
         client_id=bridge._client_id(),
         username=mqtt.username,
         password=mqtt.password.get_secret_value() if mqtt.password else None,
-        version=mqtt.version,
+        version=bridge.mqtt_version,
         ca_file=_text(mqtt.ca_file),
         cert_file=_text(mqtt.cert_file),
         key_file=_text(mqtt.key_file),

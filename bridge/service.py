@@ -62,11 +62,10 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
         address = settings.mqtt.address
         if broker is not None:
             address = BrokerUrl.parse(await broker.start(settings.store.path.absolute().parent))
-            if broker.pid is None:  # amqtt leaves a client that asks for MQTT 5 without an answer
-                mqtt = settings.mqtt.model_copy(update={"version": "3.1.1"})
-                settings = settings.model_copy(update={"mqtt": mqtt})
         assert address is not None
         bridge = Bridge(settings, store, reload)
+        if broker is not None and broker.pid is None:
+            bridge.mqtt_version = "3.1.1"  # amqtt leaves a client that asks for MQTT 5 without an answer
         loop.add_signal_handler(signal.SIGHUP, bridge.reload_on_signal)
         bridge.can_restart = keeper.restarts
         await bridge.run(stop, address, keeper.held, serving)
