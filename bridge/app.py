@@ -16,6 +16,7 @@ import socket
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,15 @@ class Bridge:
         self._events: list[events.Event] = []
         self._notices: list[dict[str, object]] = []
         self._writes: list[Callable[[Batch], None]] = []
-        """What else is to be written with the next commit. Each runs inside the transaction, and asks there what is
-        true; it may run twice, as a transaction that failed is thrown away."""
+        """What else is to be written with the next commit. Each runs inside the transaction, and may run twice, as a
+        transaction that failed is thrown away."""
         self._held: dict[tuple[bytes, Address], None] = {}
         self._held_bytes = 0
         self._held_back: list[tuple[bytes, Address]] = []
         self._stalled = False
         self._stalled_at = now
+        self._reload_asked = False
+        "By SIGHUP."
         self._going_on = False
         "The gateways were asked about what was under way before the restart; until then nothing new is sent."
         self.can_restart = False
@@ -1065,6 +1068,8 @@ class Bridge:
         self.datagrams_received(held)
         self.server.handle_timer(self.clock.monotonic())
         self._take_commands()
+        if not self._stalled:
+            self._reload_if_asked()
 
     def _catch_up(self) -> None:
         """The disk took its time: what waits for answers waits from now on, else it would be sent again at once."""
@@ -1181,11 +1186,18 @@ class Bridge:
             self.store.put("sendids_reserved", batch.sendids_reserved)
 
     def reload_on_signal(self) -> None:
-        """SIGHUP: what `bridge/cmd/reload` does."""
+        """SIGHUP: what `bridge/cmd/reload` does, once the store can be written."""
         if self._stopping:
             return
-        self._guarded(self.reload)()
-        self._guarded(self.pump)()
+        self._reload_asked = True
+        self._guarded(self._reload_if_asked)()
+
+    def _reload_if_asked(self) -> None:
+        if not self._reload_asked:
+            return
+        code, _ = self.reload()
+        self._reload_asked = code == "storage"
+        self.pump()
 
     def reload(self) -> tuple[Code, str]:
         """Read the configuration again and apply what can change while running."""
@@ -1207,6 +1219,9 @@ class Bridge:
         for _, fault in settings.homeassistant_faults():  # with the discovery that is in force
             log.error("the configuration was not reloaded: %s", fault)
             return "invalid_payload", f"The configuration was not reloaded: {fault}"
+        if not self._catch_up_with_core():
+            log.error("the configuration is not reloaded as long as %s cannot be written", self.store.path)
+            return "storage", "The configuration was not reloaded, because the store could not be written."
         before = set(self.settings.lines)
         gone = before - set(settings.lines)
         self.settings = settings
@@ -1234,11 +1249,23 @@ class Bridge:
         )
         return "ok", f"Reloaded: {len(self.settings.lines)} lines.{later}"
 
+    def _catch_up_with_core(self) -> bool:
+        """Write down what happened so far. A line that is put back is made anew from the store, so what that does not
+        know would happen twice; and what waits to be written is about the lines as they are now. False when the store
+        can't be written.
+        """
+        self._take_events()
+        happened, self._events = self._events, []
+        if self._stalled or not self._commit(happened, None):
+            self._events = happened + self._events
+            return False
+        return True
+
     def _take_away(self, line: str) -> None:
         """A line is no longer configured. Home Assistant first forgets its device, then its topics are emptied: an
         entity that is there would make a warning of each.
         """
-        self._write_of_gone(line, self.ledger.line_removed)
+        self._writes.append(partial(self.ledger.line_removed, line=line))
         self._vanishing[line] = self.clock.monotonic() + (2 * APART_S if self.discovery.on else 0.0)
 
     def _empty_topics(self, now: float) -> None:
@@ -1248,17 +1275,8 @@ class Bridge:
             self._emptied.add(line)
         done = {line for line in self._emptied if not self.board.still_says(line)}
         self._emptied -= done
-        for line in done:
-            self._write_of_gone(line, lambda _batch, line: self.store.delete_line(line))
-
-    def _write_of_gone(self, line: str, write: Callable[[Batch, str], None]) -> None:
-        """Write something with the next commit, unless the line is configured again by then."""
-
-        def write_if_gone(batch: Batch) -> None:
-            if line not in self.settings.lines:
-                write(batch, line)
-
-        self._writes.append(write_if_gone)
+        if done:
+            self._writes.append(lambda _batch: self.store.delete_lines(done))
 
     # -- retained state
 

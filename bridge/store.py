@@ -306,10 +306,11 @@ class Store:
         for name, safe, identity, dense in self._db.execute("SELECT line, safe, identity, dense FROM proof"):
             yield name, Proof(safe=bool(safe), identity=identity, dense=bool(dense))
 
-    def delete_line(self, name: str) -> None:
-        """Forget where a line was, and what it was."""
-        self._db.execute("DELETE FROM line WHERE name = ?", (name,))
-        self._db.execute("DELETE FROM proof WHERE line = ?", (name,))
+    def delete_lines(self, names: Iterable[str]) -> None:
+        """Forget where these lines were, and what they were."""
+        keys = [(name,) for name in names]
+        self._db.executemany("DELETE FROM line WHERE name = ?", keys)
+        self._db.executemany("DELETE FROM proof WHERE line = ?", keys)
 
     def lines(self) -> Iterator[tuple[str, LineMemory]]:
         """Every line ever heard."""

@@ -97,6 +97,64 @@ async def test_an_sms_of_a_line_that_was_out_for_a_moment_is_sent(store: Store) 
     assert world.outcomes() == ["queued", "sending"]
 
 
+async def test_an_sms_whose_journal_entry_waits_for_the_disk_is_submitted_once(store: Store) -> None:
+    """As long as the entry waits, the store says that the SMS is queued."""
+    world = World(store)
+    world.bridge.datagrams_received([(b"req:1;id:l1;pass:p;", HOST)])
+    world.command("l1/cmd/sms", {"to": "1", "text": "x"})
+    sendid = [data.split()[1] for data, _ in world.bridge.server.take_datagrams() if data.startswith(b"MSG ")][-1]
+    world.bridge.datagrams_received([(b"PASSWORD " + sendid, HOST)])
+    store._db.execute("PRAGMA query_only = ON")
+    world.bridge.datagrams_received([(b"SEND " + sendid, HOST)])
+    assert world.bridge.stalled
+    world.reload(lines=ONE)
+    world.reload(lines=TWO)
+    world.mend_the_disk()
+    world.bridge.datagrams_received([(b"req:2;id:l1;pass:p;", HOST)])
+    sent = [data.split()[0] for data, _ in world.bridge.server.take_datagrams()]
+    assert (sent.count(b"SEND"), sent.count(b"MSG")) == (1, 0)
+    assert world.outcomes() == ["queued", "sending"]
+
+
+async def test_an_inbound_sms_that_waits_for_the_disk_is_published_once_though_its_line_is_reloaded(
+    store: Store,
+) -> None:
+    world = World(store)
+    sms = (b"RECEIVE:7;id:l1;password:p;srcnum:1;msg:once", HOST)
+    store._db.execute("PRAGMA query_only = ON")
+    world.bridge.datagrams_received([sms])
+    assert world.bridge.stalled
+    world.reload(lines=ONE)
+    world.reload(lines=TWO)
+    world.bridge.datagrams_received([sms])  # it was not acknowledged
+    world.mend_the_disk()
+    assert [fact["text"] for fact in world.facts("sms_in")] == ["once"]
+
+
+async def test_a_reload_asked_for_while_the_disk_fails_is_done_when_it_works(store: Store) -> None:
+    world = World(store)
+    world.break_the_disk()
+    world.reload(lines=ONE)
+    assert set(world.bridge.settings.lines) == set(TWO)
+    world.mend_the_disk()
+    assert set(world.bridge.settings.lines) == set(ONE)
+
+
+async def test_a_reload_whose_own_commit_fails_says_so_and_changes_nothing(store: Store) -> None:
+    world = World(store)
+
+    def load_and_break_the_disk() -> Settings:
+        store._db.execute("PRAGMA query_only = ON")
+        return Settings(lines=ONE)
+
+    world.bridge._reload_settings = load_and_break_the_disk
+    world.bridge.server.next_sendid += 10_000  # there is something to be written
+    world.command("bridge/cmd/reload", {"id": "a"})
+    world.mend_the_disk()
+    assert [result["code"] for result in world.results("goip/bridge/result/reload")] == ["storage"]
+    assert set(world.bridge.settings.lines) == set(TWO)
+
+
 async def test_a_line_that_is_out_when_the_commit_comes_has_its_queue_failed(store: Store) -> None:
     world = World(store)
     world.command("l1/cmd/sms", {"to": "1", "text": "x"})

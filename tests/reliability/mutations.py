@@ -38,7 +38,7 @@ class Mutation:
     "File, the text as it is, and what it becomes."
     chaos: tuple[str, ...] | None = ()
     """Options that make the chaos run look at what is broken. None where it can't see it: its disk does not stall, and
-    nobody sets its clock."""
+    nobody sets its clock or reloads."""
 
 
 _PUMP = "        self._take_events()\n        while self._has_work():\n"
@@ -180,6 +180,11 @@ MUTATIONS = (
                 "pass\n",
             ),
         ),
+        None,
+    ),
+    Mutation(
+        "a reload does not wait until what happened before is written down",
+        (("bridge/app.py", "        if not self._catch_up_with_core():\n", "        if False:\n"),),
         None,
     ),
     Mutation(

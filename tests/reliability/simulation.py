@@ -107,6 +107,8 @@ class Scenario:
     "How often the bridge is asked to stop, and started again; every other time it is killed meanwhile."
     power_cuts: int = 0
     "How often the machine, and with it the bridge, its socket and a gateway, loses its power."
+    reloads: int = 0
+    "How often a line is taken out of the configuration and put back."
     nat: float = 0.0
     "Share of keepalives that come from a new port, and with them all that follows."
     waived: tuple[str, ...] = ()
@@ -169,6 +171,8 @@ SCENARIOS = {
             name="ttl_disk", faults=LAN, stalls=15, ttl=(5.0, 60.0), keyless=0.0, kills=0.1, down=(1.0, 20.0),
             waived=("I5",),
         ),
+        # A line that is taken out is not asked what became of its SMS.
+        Scenario(name="reloads", faults=LAN, reloads=8, stalls=10, kills=0.05, keyless=0.0, waived=("I5",)),
         Scenario(name="disk", faults=Faults(loss=0.05, delay=(0.0, 0.05)), stalls=6, kills=0.05),
         Scenario(name="clocks", faults=LAN, kills=0.1, clock_steps=(86400.0, -3600.0, -86400.0), keyless=0.0),
         Scenario(
@@ -493,6 +497,8 @@ class Simulation:
             self.loop.call_at(1000.0 + rng.uniform(30.0, seconds), self._cut_power)
         for n in range(scenario.stops):
             self.loop.call_at(1000.0 + rng.uniform(5.0, seconds), self._stop, n % 2 == 1)
+        for _ in range(scenario.reloads):
+            self.loop.call_at(1000.0 + rng.uniform(5.0, seconds), self._take_out_and_put_back)
         for _ in range(scenario.blackouts):
             self.loop.call_at(1000.0 + rng.uniform(30.0, seconds), self._black_out)
         for n, shift in enumerate(scenario.clock_steps, 1):
@@ -556,6 +562,19 @@ class Simulation:
         life.stop.set()
         if impatient and not life.dead and life.crash_at is None:
             life.crash_at = life.effects + self.rng.randint(1, 30)
+
+    def _take_out_and_put_back(self) -> None:
+        """By two reloads, one after the other."""
+        line, whole = self.rng.choice(list(self.lines)), self.settings
+        life = self.lives[-1]
+        if life.dead or not hasattr(life, "bridge"):
+            return
+        self.settings = whole.model_copy(update={"lines": {id: each for id, each in whole.lines.items() if id != line}})
+        try:
+            life.bridge.reload_on_signal()
+        finally:  # it may be the end of this life
+            self.settings = whole
+        life.bridge.reload_on_signal()
 
     def _black_out(self) -> None:
         if self._blackout:
