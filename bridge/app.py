@@ -266,7 +266,6 @@ class Bridge:
         opened.push_async_callback(self._end, tasks)
         self._publish_bridge()
         self.pump()
-        serving(udp)
         if web is not None and self.recent is not None:
             from bridge.http import HttpListener  # here: it is large, and most do without
 
@@ -274,6 +273,7 @@ class Bridge:
             opened.push_async_callback(http.close)
             await http.start()
             self.http_address = web.getsockname()[:2]
+        serving(udp)
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if self._fault is None and not any(task.exception() for task in ended):
             await self._shut_down()
@@ -792,8 +792,12 @@ class Bridge:
             elif notice := self._strangers.notice(event, self.settings, now):
                 self._notices.append(notice)
 
-    def _commit(self, happened: list[events.Event], also: Callable[[Batch], None] | None) -> bool:
-        """One transaction for all that happened; false when the store can't be written, and everything is kept."""
+    def _commit(
+        self, happened: list[events.Event], also: Callable[[Batch], None] | None, upto: int | None = None
+    ) -> bool:
+        """One transaction for all that happened, with the commands of the inbox: the first `upto`, or all. False when
+        the store can't be written, and everything is kept.
+        """
         batch = self._batch()
         done = self.publisher.take_done()
         try:
@@ -801,8 +805,8 @@ class Bridge:
                 self.ledger.record(happened, batch, self.clock.monotonic())
                 for write in self._writes:  # before the inbox: a repeat in it finds the result of its command
                     write(batch)
-                for message in self._inbox:
-                    self._take(message, batch)
+                for place, message in enumerate(self._inbox[:upto]):
+                    self._take(message, batch, place)
                 for message in self._poison:
                     self.intake.give_up(message, batch)
                 for notice in self._notices:
@@ -817,10 +821,9 @@ class Bridge:
         except _PoisonError as error:
             log.exception("a command could not be handled; this is a fault of the bridge, please report it")
             self.publisher.not_deleted(done)
-            self._inbox.remove(error.message)
-            self._poison.append(error.message)
-            return self._commit(happened, also)
-        self._inbox.clear()
+            self._poison.append(self._inbox.pop(error.place))
+            return self._commit(happened, also, error.place)  # what is behind it is for the next one
+        del self._inbox[:upto]
         self._poison.clear()
         self._notices.clear()
         self._writes.clear()
@@ -830,14 +833,16 @@ class Bridge:
     def _batch(self) -> Batch:
         return Batch(self.run_info, self.steady.time(), self.clock.time())
 
-    def _take(self, message: Incoming, batch: Batch) -> None:
+    def _take(self, message: Incoming, batch: Batch, place: int) -> None:
         """A fault of ours must not become a command that comes again and again: it is answered, the rest goes on."""
         try:
             self.intake.take(message, batch)
+        except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError) as error:
+            raise _PoisonError(place) from error  # it asks for a row that can't be
         except sqlite3.Error:
-            raise
+            raise  # the disk, or the file
         except Exception as error:
-            raise _PoisonError(message) from error
+            raise _PoisonError(place) from error
 
     def _write(self, batch: Batch, done: list[int]) -> None:
         """The rows that every batch has."""
@@ -1348,6 +1353,10 @@ class Bridge:
     def _tell_refused(self, refused: Iterable[tuple[Item, int | None]], now: float) -> None:
         """Without a reason code the broker closed the connection over it."""
         for item, code in refused:
+            if not item.body and self.topics.parse_command(item.topic) is not None:
+                self.publisher.forget(
+                    item.topic
+                )  # a retained command that can't be removed: it was refused all the same
             event_type = "no_subscriber" if code == NO_SUBSCRIBER else "publish_refused"
             of_discovery = self.discovery.takes(item.topic)
             count = self._limiter.admit((event_type, "discovery" if of_discovery else item.topic), now)
@@ -1386,11 +1395,11 @@ class PortUnusable(Exception):  # noqa: N818 - told to the user, not caught to g
 
 
 class _PoisonError(Exception):
-    """Handling this command failed."""
+    """Handling the command at this place of the inbox failed."""
 
-    def __init__(self, message: Incoming) -> None:
-        super().__init__(message.topic)
-        self.message = message
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
 
 
 def _timing(settings: Settings) -> Timing:

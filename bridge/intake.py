@@ -52,7 +52,7 @@ class Answers:
         self._store = store
         self._topics = topics
         self._server = server
-        self._waiting: dict[int, list[tuple[str | None, bytes | None]]] = {}
+        self._waiting: dict[int, dict[tuple[str | None, bytes | None], None]] = {}
         "Repeats that came before their command was answered: where they want their result."
 
     def give(self, batch: Batch, command: CommandRow, code: Code, message: str, data: dict[str, Any]) -> None:
@@ -83,9 +83,9 @@ class Answers:
         for n in batch.answered:
             self._waiting.pop(n, None)
         for n, response_topic, correlation in batch.waiting:
-            repeats = self._waiting.setdefault(n, [])
+            repeats = self._waiting.setdefault(n, {})
             if len(repeats) < MAX_REPEATS:
-                repeats.append((response_topic, correlation))
+                repeats[response_topic, correlation] = None  # one answer serves all that want it in the same place
 
     def answered(self, batch: Batch, command: CommandRow, answer: events.RequestAnswered) -> None:
         """A gateway answered a control command."""

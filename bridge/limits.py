@@ -25,18 +25,20 @@ class Limiter:
     def __init__(self, total: int = 30, period: float = PERIOD_S) -> None:
         self._total = total
         self._period = period
-        self._keys: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+        self._keys: OrderedDict[int, tuple[float, int]] = OrderedDict()
+        "By their hash: there may be long words in a key."
         self._passed: deque[float] = deque()
 
     def admit(self, key: Hashable, now: float) -> int | None:
         """How many happened since the last one told, this one included; None when this one is not to be told."""
-        told, held = self._keys.pop(key, (-self._period, 0))
+        place = hash(key)
+        told, held = self._keys.pop(place, (-self._period, 0))
         while self._passed and now - self._passed[0] >= self._period:
             self._passed.popleft()
         tell = now - told >= self._period and len(self._passed) < self._total
         if tell:
             self._passed.append(now)
-        self._keys[key] = (now, 0) if tell else (told, held + 1)
+        self._keys[place] = (now, 0) if tell else (told, held + 1)
         if len(self._keys) > MAX_KEYS:
             self._keys.popitem(last=False)
         return held + 1 if tell else None

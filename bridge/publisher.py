@@ -189,6 +189,7 @@ class Publisher:
         self._to_send.pop(topic, None)
         self._documents.pop(topic, None)
         self._parked.pop(topic, None)
+        self._delays.pop(topic, None)
 
     def said(self, topic: str) -> bytes | None:
         """What a retained topic says, or is about to say; None when nothing, and no removal is under way either."""

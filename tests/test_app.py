@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -247,3 +248,58 @@ async def test_a_bridge_that_stands_by_is_not_ready_and_says_why(store: Store) -
     assert "'other' serves goip" in check["reason"].replace(",", "")
     bridge.received([command("goip/l0/cmd/sms", b'{"to":"1","text":"x"}')])
     assert results(store) == []
+
+
+async def test_a_command_that_the_store_refuses_to_write_is_answered_and_the_others_go_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come again and again, and end each run."""
+    bridge = make(store)
+    bridge.received([command("goip/l0/cmd/sms", b'{"id":"a","to":"1","text":"x"}')])
+    taken = store.queued("l0", 1)[0].msg
+    monkeypatch.setattr(bridge.run_info, "new_id", lambda: taken)
+    bridge.received(
+        [
+            command("goip/l0/cmd/sms", b'{"id":"b","to":"2","text":"x"}', 2),
+            command("goip/bridge/cmd/ping", b'{"id":"c"}', 3),
+        ]
+    )
+    assert [result["code"] for result in results(store)] == ["ok", "internal", "ok"]
+    assert [row.number for row in store.queued("l0", 10)] == ["1"]
+
+
+async def test_however_many_commands_make_us_fail_each_is_answered(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = make(store)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    store._db.execute("PRAGMA synchronous = OFF")  # each has a commit of its own
+    monkeypatch.setattr(bridge.intake, "take", fail)
+    monkeypatch.setattr(logging.getLogger("bridge.app"), "disabled", True)  # a traceback for each
+    bridge.received([command("goip/l0/cmd/sms", b"", mid) for mid in range(1200)])
+    assert [result["code"] for result in results(store)] == ["internal"] * 1000
+    assert store.outbox_size()[0] == 1200
+
+
+async def test_the_same_repeat_over_and_over_takes_no_room_from_others(store: Store) -> None:
+    """A producer repeats every few seconds what takes minutes."""
+    bridge = make(store)
+    bridge._go_on()
+    bridge.datagrams_received([(b"req:1;id:l0;pass:p;", ("127.0.0.1", 4000))])
+    asked = b'{"id":"a","code":"*1#"}'
+    for mid in range(50):
+        bridge.received([command("goip/l0/cmd/ussd", asked, mid)])
+    other = Incoming("goip/l0/cmd/ussd", asked, False, False, "answers/other", b"data", 99, 1)
+    bridge.received([other])
+    sendid = bridge.server.next_sendid - 1
+    bridge.datagrams_received([(b"USSD %d Balance" % sendid, ("127.0.0.1", 4000))])
+    told = [(row.topic, json.loads(row.body)["duplicate"]) for row in store.outbox(0, 1000) if row.schema == "result"]
+    assert told == [
+        ("goip/l0/result/ussd", False),
+        ("goip/l0/result/ussd", True),
+        ("goip/l0/result/ussd", True),
+        ("answers/other", True),
+    ]

@@ -11,7 +11,7 @@ from bridge.app import Bridge
 from bridge.batch import MAX_FOREIGN
 from bridge.intake import MAX_EMPTIED
 from bridge.limits import MAX_KEYS, Limiter
-from bridge.mqtt import Incoming
+from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.store import Store
 
@@ -104,3 +104,47 @@ def test_a_limiter_remembers_a_bounded_number_of_keys() -> None:
     for n in range(20_000):
         assert limiter.admit(n, n * 30.0) == 1
     assert len(limiter._keys) <= MAX_KEYS
+
+
+class Refusing:
+    """A link whose broker lets nobody write to command topics."""
+
+    connected, room = True, 1000
+
+    def __init__(self) -> None:
+        self.published: list[Publication] = []
+
+    def publish(self, publication: Publication) -> int:
+        self.published.append(publication)
+        return len(self.published) - 1
+
+    def acknowledge(self, _message: Incoming) -> None:
+        pass
+
+    def codes(self, first: int) -> list[tuple[int, int]]:
+        topics = [publication.topic for publication in self.published]
+        return [(n, 0x87 if "/cmd/" in topics[n] else 0) for n in range(first, len(topics))]
+
+
+async def test_retained_commands_that_cannot_be_emptied_take_bounded_room(bridge: Bridge) -> None:
+    """The broker refuses it: trying again for ever would help nobody, and anybody can retain commands."""
+    bridge._go_on()
+    bridge.link = bridge.publisher.link = link = Refusing()  # type: ignore[assignment]
+    bridge.connected(session_present=False, version="5")
+    answered = 0
+    for first in range(0, 2000, 100):
+        bridge.received([ask(f"nobody{n}/cmd/sms", payload=b"x", retain=True) for n in range(first, first + 100)])
+        while answered < len(link.published):
+            codes = link.codes(answered)
+            answered = len(link.published)
+            bridge.published(codes)
+    publisher = bridge.publisher
+    assert sum("/cmd/" in publication.topic for publication in link.published) == 2000, "each is tried once"
+    for table in (publisher._states, publisher._parked, publisher._delays, publisher._to_send):
+        assert not [key for key in table if "/cmd/" in str(key)]
+
+
+async def test_long_topics_take_no_room_in_a_limiter(bridge: Bridge) -> None:
+    """A publish that the broker refuses is told once for each topic, which others may choose."""
+    bridge._limiter.admit(("publish_refused", "x" * 60_000), 0.0)
+    assert "xxx" not in repr(bridge._limiter.__dict__)
