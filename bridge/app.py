@@ -279,9 +279,12 @@ class Bridge:
             await self._shut_down()
 
     async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
-        """End them; an exception in any of them, also at the very end, is a fault of the service."""
+        """End them, and the timers; an exception in a task, also at the very end, is a fault of the service."""
         for task in tasks:
             task.cancel()
+        for timer in (self._timer, self._states_timer, self._retry):
+            if timer is not None:
+                timer.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(ended, Exception):
                 self._fail(ended)
@@ -359,6 +362,8 @@ class Bridge:
                 standing_by = self.lease.role is Role.STANDING_BY
                 await self.link.disconnect(clean=self.publisher.said_goodbye or standing_by)
         self._empty_topics(math.inf)
+        if self._stalled:
+            self._try_again()
         self.pump()
         self._commit([], None)  # what the broker acknowledged last
         self._save_announced()
@@ -1056,8 +1061,6 @@ class Bridge:
 
     def _try_again(self) -> None:
         self._retry = None
-        if self._stopping:
-            return
         happened, self._events = self._events, []
         if not self._commit(happened, None):
             self._events = happened + self._events
@@ -1072,8 +1075,9 @@ class Bridge:
         self.server.deaf = self._stalled_at, self.clock.monotonic()
         self.datagrams_received(held)
         self.server.handle_timer(self.clock.monotonic())
+        self.pump()
         self._take_commands()
-        if not self._stalled:
+        if not self._stalled and not self._stopping:
             self._reload_if_asked()
 
     def _catch_up(self) -> None:

@@ -213,6 +213,7 @@ class _Mosquitto:
                 await self._spawn()
             except (OSError, BrokerError) as error:
                 log.error("the embedded broker does not start: %s", error)
+                await _end(self._process)  # it may be there, and not answer
             else:
                 log.warning("the embedded broker is back on port %d", self._port)
 
@@ -269,6 +270,8 @@ class _Amqtt:
 
 
 async def _end(process: Process) -> None:
+    if process.returncode is not None:
+        return
     with suppress(ProcessLookupError):
         process.terminate()  # it saves its state
     try:

@@ -259,6 +259,28 @@ def test_mosquitto_is_found_where_debian_puts_it(monkeypatch):
     assert module.find_mosquitto() == where
 
 
+@needs_mosquitto
+async def test_one_that_hangs_when_it_is_started_again_is_replaced(broker, tmp_path, monkeypatch):
+    """The second of three is there, and never listens."""
+    script = tmp_path / "mosquitto"
+    script.write_text(
+        f"#!/bin/sh\necho >> {tmp_path}/starts\n"
+        f"if [ $(wc -l < {tmp_path}/starts) = 2 ]; then exec sleep 600; fi\n"
+        f'exec {module.find_mosquitto()} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(module, "find_mosquitto", lambda: str(script))
+    monkeypatch.setattr(module, "READY_S", 2.0)
+    url = await broker.start(tmp_path / "data", 0)
+    first = broker.pid
+    os.kill(first, signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while (tmp_path / "starts").read_text().count("\n") < 3:  # noqa: ASYNC110 - another process writes it
+            await asyncio.sleep(0.05)
+        await module._until_it_answers(BrokerUrl.parse(url).port)
+    assert broker.pid != first
+
+
 # amqtt ----------------------------------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,9 @@ import pytest
 from bridge import broker as module
 from bridge import http, service
 from bridge.app import Bridge, PortUnusable
+from bridge.mqtt import Incoming
 from bridge.settings import BrokerUrl, Settings
-from bridge.store import Store
+from bridge.store import Store, StoreError
 from bridge.supervisor import Systemd
 from broker_fixture import Broker
 from harness import LIMIT_S, as_broker, bridge_config, free_udp_port, own_broker, watching
@@ -143,6 +144,76 @@ async def test_of_two_faults_the_first_is_raised_and_the_other_logged(
     with pytest.raises(FaultOfOursError):
         await bridge.run(asyncio.Event(), NOBODY)
     assert "ZeroDivisionError" in caplog.text
+
+
+async def test_what_waited_for_the_disk_is_written_when_it_works_again_while_the_bridge_stops(store: Store) -> None:
+    """An outcome that came last: the gateway does not say it again."""
+    bridge = make(store)
+    loop, stop, stalled = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    hear, stall = bridge._hear_outcomes, bridge._stall
+
+    async def hear_and_mend_the_disk() -> None:
+        await hear()
+        assert bridge.stalled
+        store._db.execute("PRAGMA query_only = OFF")
+
+    def stall_and_say_so(error: StoreError) -> None:
+        stall(error)
+        stalled.set()
+
+    bridge._hear_outcomes = hear_and_mend_the_disk  # type: ignore[method-assign]
+    bridge._stall = stall_and_say_so  # type: ignore[method-assign]
+    running = asyncio.create_task(bridge.run(stop, NOBODY))
+    await asyncio.sleep(0)
+    assert bridge.udp is not None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as box:
+        box.connect(bridge.udp.address)
+        box.setblocking(False)
+
+        async def say(*datagrams: bytes) -> list[bytes]:
+            """The last thing that the bridge answers to each."""
+            answers = []
+            for datagram in datagrams:
+                box.send(datagram)
+                answers.append(await loop.sock_recv(box, 9999))
+            return answers
+
+        async with asyncio.timeout(LIMIT_S):
+            await say(b"req:1;id:l0;pass:p;")
+            bridge.received([Incoming("goip/l0/cmd/sms/0049151", b"x", False, False, None, None, 1, 1)])
+            sendid = (await loop.sock_recv(box, 9999)).split()[1]
+            _, submitted = await say(b"PASSWORD " + sendid, b"SEND " + sendid)
+            assert submitted.startswith(b"SEND ")
+            telid = submitted.split()[2]
+            store._db.execute("PRAGMA query_only = ON")
+            box.send(b"OK %b %b 7" % (sendid, telid))
+            await stalled.wait()
+            box.send(b"RECEIVE:1;id:l0;password:p;srcnum:1;msg:held")
+            await say(b"req:2;id:l0;pass:p;")  # the only thing that is answered
+            stop.set()
+            await running
+            told = b""
+            while not told.startswith(b"RECEIVE 1 OK"):
+                told = await loop.sock_recv(box, 9999)
+    assert [row.state for row in store._sms("1")] == ["sent"]
+    assert "sms_in" in [row.schema for row in store.outbox(0, 100)]
+
+
+async def test_no_timer_outlives_the_service(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """It would find the store closed."""
+    bridge = make(store)
+    bridge.datagrams_received([(b"req:1;id:l0;pass:p;", ("127.0.0.1", 1))])
+    stop = asyncio.Event()
+
+    def break_the_disk(_: object) -> None:
+        store._db.execute("PRAGMA query_only = ON")
+        bridge.datagrams_received([(b"RECEIVE:1;id:l0;password:p;srcnum:1;msg:x", ("127.0.0.1", 1))])
+        bridge._publish_states_soon()
+        stop.set()
+
+    await bridge.run(stop, NOBODY, serving=break_the_disk)
+    timers = (bridge._retry, bridge._timer, bridge._states_timer)
+    assert [timer for timer in timers if timer is not None and not timer.cancelled()] == []
 
 
 # -- the embedded broker
