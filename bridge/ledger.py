@@ -621,8 +621,10 @@ def _could_be_reported(row: SmsRow) -> bool:
 
 
 def same_number(one: str, other: str) -> bool:
-    """Whether two spellings may be the same number: their last digits agree, or one is missing (§5)."""
-    a, b = re.sub(r"\D", "", one), re.sub(r"\D", "", other)
+    """Whether two spellings may be the same number: their last digits agree, or one is missing (§5). What a gateway
+    puts behind a `;` is no part of a number.
+    """
+    a, b = re.sub(r"\D", "", one), re.sub(r"\D", "", other.partition(";")[0])
     if not b:
         return True
     if min(len(a), len(b)) < 7:

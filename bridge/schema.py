@@ -469,7 +469,9 @@ def _event_shapes() -> tuple[list[Json], Json]:
     """The alternatives of `event`, and what they refer to."""
     definitions: Json = {}
     for event_type, model in EVENTS.items():
-        definitions[model.__name__] = _event_shape(model, {"const": event_type})
+        shape = definitions[model.__name__] = _event_shape(model, {"const": event_type})
+        if model is not SelfTest:  # of the bridge itself
+            shape["properties"] |= _of_dataclass(OtherEvent)["properties"]  # only where a field could not be read
     definitions[OtherEvent.__name__] = _event_shape(OtherEvent, {"not": {"enum": list(EVENTS)}})
     return [{"$ref": f"#/$defs/{name}"} for name in definitions], definitions
 

@@ -27,6 +27,7 @@ from harness import (
     sweep,
     watching,
 )
+from schema_check import validate_published
 
 _numbers = itertools.count(1)
 
@@ -173,6 +174,28 @@ async def test_other_events_are_acknowledged_and_published(setup: Setup) -> None
     other = (await setup.watcher.until(setup.topic("event"), lambda seen: seen.json["event_type"] == "num_iccid")).json
     assert (other["kind"], other["fields"]) == ("NUM_ICCID", {"iccid": "1", "x": "y"})
     assert "password1" not in json.dumps(other)
+
+
+async def test_a_sender_with_a_semicolon_is_published_whole(setup: Setup) -> None:
+    sms = setup.line.event("RECEIVE", "srcnum:Bank;24;smscnum:+49171;msg:Your code is; 1234")
+    assert await setup.line.ask(sms) == b"RECEIVE %d OK\n" % setup.line.recvid
+    fact = (await setup.watcher.until(setup.topic("sms/in"))).json
+    assert (fact["from"], fact["from_raw"], fact["text"]) == ("Bank;24", "Bank;24", "Your code is; 1234")
+    assert fact["smsc"] == "+49171"
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest"), [("DELIVER", "sms_no:3;state:DELIVRD;num:+491"), ("REMAIN", "gsm_remain_time:1 h")]
+)
+async def test_what_cannot_be_read_is_acknowledged_and_published_as_it_came(setup: Setup, kind: str, rest: str) -> None:
+    assert (await setup.line.ask(setup.line.event(kind, rest))).split() == [
+        kind.encode(), b"%d" % setup.line.recvid, b"OK"
+    ]  # fmt: skip
+    seen = await setup.watcher.until(setup.topic("event"), lambda seen: "raw" in seen.json)
+    fact = validate_published("event", seen.payload)
+    assert (fact["event_type"], fact["kind"]) == (kind.lower(), kind)
+    assert fact["raw"] == f"{kind}:{setup.line.recvid};id:{setup.line.id};{rest}"
+    assert fact["fields"] == dict(piece.split(":") for piece in rest.split(";"))
 
 
 async def test_strangers_get_silence_and_are_told_once(setup: Setup) -> None:

@@ -25,17 +25,6 @@ REPEATING = 15.0
 CONTESTED = 600.0
 "Seconds for which a line whose place was claimed by another sender stays where it is, as long as it is heard there."
 
-CALL_STATES = {
-    "IDLE": "idle",
-    "IDEL": "idle",  # the document's own spelling in its list of values (§7.13)
-    "INCOMING": "ringing",
-    "DIALING": "dialing",
-    "ALERTING": "alerting",
-    "CONNECTED": "active",
-    "ACTIVE": "active",
-    "BUSY": "busy",
-}
-
 
 class Output(Protocol):
     """What a line needs of its server."""
@@ -460,7 +449,7 @@ class Line:
         key = _key(data, self.reboots)
         if self.remember(key, now):
             self.out.events.append(events.Seen(self.name, key))
-            self._dispatch(message, now)
+            self._dispatch(message, wire.unread(message, data), now)
 
     def remember(self, key: bytes, now: float) -> bool:
         """Note an event's key; false when it is already known (§6.3)."""
@@ -475,8 +464,10 @@ class Line:
         seen[key] = now
         return True
 
-    def _dispatch(self, message: wire.Event, now: float) -> None:
+    def _dispatch(self, message: wire.Event, unread: wire.OtherEvent | None, now: float) -> None:
+        """Tell what the event says; where not all of it could be read, also what it looked like."""
         out, name = self.out.events, self.name
+        came = {} if unread is None else _as_it_came(unread)
         match message:
             case wire.Receive():
                 self._witness(message.text, now)
@@ -509,22 +500,25 @@ class Line:
                 self.remain_time = message.minutes
                 unlimited = None if message.minutes is None else message.minutes < 0
                 minutes = None if unlimited else message.minutes
-                out.append(events.LineEvent(name, "remain", {"remain_time_min": minutes, "unlimited": unlimited}))
+                out.append(
+                    events.LineEvent(name, "remain", {"remain_time_min": minutes, "unlimited": unlimited} | came)
+                )
                 out.append(events.LineChanged(name))
             case wire.Expiry():
-                out.append(events.LineEvent(name, "expiry", {"exp": message.exp}))
+                out.append(events.LineEvent(name, "expiry", {"exp": message.exp} | came))
             case wire.Cells():
-                out.append(events.LineEvent(name, "cells", {"cells": list(message.cells)}))
+                out.append(events.LineEvent(name, "cells", {"cells": list(message.cells)} | came))
                 self._cells(message.cells)
             case wire.Bcch():
-                out.append(events.LineEvent(name, "bcch", {"bcch": list(message.bcch)}))
+                out.append(events.LineEvent(name, "bcch", {"bcch": list(message.bcch)} | came))
             case wire.CellInfo():
-                out.append(events.LineEvent(name, "cellinfo", {"info": message.info}))
+                out.append(events.LineEvent(name, "cellinfo", {"info": message.info} | came))
             case wire.Cgatt():
-                out.append(events.LineEvent(name, "cgatt", {"cgatt": message.attached}))
+                out.append(events.LineEvent(name, "cgatt", {"cgatt": message.attached} | came))
             case wire.OtherEvent():
-                fields = {"kind": message.kind, "fields": dict(message.fields), "raw": message.raw}
-                out.append(events.LineEvent(name, message.kind.lower(), fields))
+                out.append(events.LineEvent(name, message.kind.lower(), _as_it_came(message)))
+        if unread is not None and not isinstance(message, _LINE_EVENTS):
+            out.append(events.LineEvent(name, message.kind.lower(), came))
 
     def receive_answer(self, sendid: int, message: wire.Message, now: float) -> None:
         """Take a message that answers something of ours."""
@@ -815,7 +809,7 @@ class Line:
     # -- calls (§7.13)
 
     def _call_state(self, wire_state: str, number: str, now: float) -> None:
-        state = CALL_STATES.get(wire_state)
+        state = wire.CALL_STATES.get(wire_state)
         call = self.call
         if state is None or (state == call.state and (not number or number == call.number)):
             return
@@ -858,7 +852,7 @@ class Line:
 
     def _late_call_state(self, wire_state: str, number: str, now: float) -> None:
         """A step of the ongoing call that was overtaken by a later one: told if it is news, no change of state."""
-        state, call = CALL_STATES.get(wire_state), self.call
+        state, call = wire.CALL_STATES.get(wire_state), self.call
         if not call.ongoing:
             return
         call.number = call.number or number or None
@@ -881,6 +875,14 @@ class Line:
             events.CallEvent(self.name, "ended", number or call.number, call.direction, duration, cause)
         )
         self.out.events.append(events.LineChanged(self.name))
+
+
+_LINE_EVENTS = (wire.Remain, wire.Expiry, wire.Cells, wire.Bcch, wire.CellInfo, wire.Cgatt)
+"Told as `LineEvent`s of their own form, which then have the raw fields as well."
+
+
+def _as_it_came(event: wire.OtherEvent) -> dict[str, object]:
+    return {"kind": event.kind, "fields": dict(event.fields), "raw": event.raw}
 
 
 def _key(data: bytes, reboots: int) -> bytes:

@@ -7,7 +7,7 @@ Decodes what a gateway sends, encodes what an SMS server sends. Pure functions; 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class WireError(Exception):
@@ -16,6 +16,18 @@ class WireError(Exception):
 
 UNSET = ("", "(null)", "<NULL>")
 "How boxes spell a value that is not set (§1.1)."
+
+CALL_STATES = {
+    "IDLE": "idle",
+    "IDEL": "idle",  # the document's own spelling in its list of values (§7.13)
+    "INCOMING": "ringing",
+    "DIALING": "dialing",
+    "ALERTING": "alerting",
+    "CONNECTED": "active",
+    "ACTIVE": "active",
+    "BUSY": "busy",
+}
+"What the words of STATE mean (§7.13)."
 
 # -- messages from the gateway -----------------------------------------------------------------------
 
@@ -257,6 +269,20 @@ _KEEPALIVE_KEYS = {
         "SMS_LOGIN", "SMB_LOGIN", "CGATT",
     )
 } | {"CELLINFO": "cellinfo", "cellinfo": "cellinfo"}  # fmt: skip
+_SECRETS = frozenset(("pass", "password"))
+"Both names of the password (§1.1)."
+_ATTACHED = {"0": False, "N": False, "1": True, "Y": True}
+_KEEPALIVE_FREE = frozenset(("pro", "voip_state"))
+"Fields of a keepalive whose text a network or a caller chose."
+_FREE_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "RECEIVE": ("srcnum", ("smscnum", "senttime")),
+    "DELIVER": ("num", ("sms_no", "state")),
+    "STATE": ("gsm_remain_state", ()),
+    "RECORD": ("num", ("dir",)),
+    "HANGUP": ("num", ("cause",)),
+    "CELLINFO": ("info", ()),
+}
+"By kind: the field whose text somebody else chose, and the fields that may come behind it."
 
 _REPLY_VERBS = frozenset(
     (
@@ -287,11 +313,7 @@ def _decode_keepalive(data: bytes) -> Keepalive:
     if len(data) > MAX_KEEPALIVE:
         raise WireError("keepalive too long")
     head, *pieces = _pieces(data)
-    fields: dict[str, str] = {}
-    for piece in pieces:
-        key, colon, value = piece.partition(":")
-        if colon:
-            fields[_KEEPALIVE_KEYS.get(key) or _KEEPALIVE_KEYS.get(key.lower(), key)] = value
+    fields = _keepalive_fields(pieces)
     password = fields.pop("pass", None)
     other = fields.pop("password", None)
     try:
@@ -301,6 +323,26 @@ def _decode_keepalive(data: bytes) -> Keepalive:
     return Keepalive(_count(head[4:]), id, password if password is not None else other or "", fields)
 
 
+def _keepalive_fields(pieces: list[str]) -> dict[str, str]:
+    """The fields by name. A text that others chose may hold what looks like another field: it changes none of those in
+    front of it, and those behind it are said again, by the box, behind what it holds.
+    """
+    fields: dict[str, str] = {}
+    free: str | None = None
+    settled: frozenset[str] = frozenset()
+    for piece in pieces:
+        key, colon, value = piece.partition(":")
+        name = _KEEPALIVE_KEYS.get(key) or _KEEPALIVE_KEYS.get(key.lower(), key)
+        if free is not None and (name in settled or (not colon and piece.strip())):
+            fields[free] += f";{piece}"
+        elif colon:
+            free = name if name in _KEEPALIVE_FREE else None
+            if free is not None:
+                settled = frozenset(fields) | (_SECRETS if fields.keys() & _SECRETS else frozenset())
+            fields[name] = value
+    return fields
+
+
 def _decode_gsm(data: bytes) -> GsmValues:
     if len(data) > MAX_MESSAGE:
         raise WireError("message too long")
@@ -308,19 +350,70 @@ def _decode_gsm(data: bytes) -> GsmValues:
     return GsmValues(_sendid(head[4:]), _fields(pieces))
 
 
+class _Parts(NamedTuple):
+    """An event taken apart."""
+
+    kind: str
+    recvid: int
+    pieces: list[str]
+    "`key:value`, as they came; free text is one of them."
+    fields: dict[str, str]
+    free: bytes | None
+    "The text at the end."
+
+
 def _decode_event(data: bytes, start: int) -> Event:
-    kind = data[: start - 1].decode("ascii")
-    known = kind.upper()
-    # The free text comes last and may hold anything, so it is cut off before the rest is split (§2, rule 3).
-    header, free = _cut_free_text(data, b";receive:" if known == "AT" else b";msg:")
-    head, *pieces = _pieces(header)
-    recvid = _recvid(head[start:])
-    fields = _fields(pieces)
+    parts = _take_apart(data, start)
+    fields = parts.fields
     id = fields.get("id")
     if id is None:
-        raise WireError(f"{kind} without id")
-    common = (kind, recvid, id, fields.get("password", fields.get("pass", "")))
-    return _build_known(known, common, fields.get, free) or _build_other(common, pieces, free)
+        raise WireError(f"{parts.kind} without id")
+    common = (parts.kind, parts.recvid, id, fields.get("password", fields.get("pass", "")))
+    known = _build_known(parts.kind.upper(), common, fields.get, parts.free)
+    return known or _build_other(common, parts.pieces, parts.free)
+
+
+def _take_apart(data: bytes, start: int) -> _Parts:
+    kind = data[: start - 1].decode("ascii")
+    known = kind.upper()
+    header, free = data, None
+    # The free text comes last and may hold anything, so it is cut off before the rest is split (§2, rule 3).
+    if known not in _FREE_FIELDS or known == "RECEIVE":
+        header, free = _cut_free_text(data, b";receive:" if known == "AT" else b";msg:")
+    name, behind = _FREE_FIELDS.get(known, ("", ()))
+    if name:
+        head, pieces, fields = _split_around(header, name, behind)
+    else:
+        head, *pieces = _pieces(header)
+        fields = _fields(pieces)
+    return _Parts(kind, _recvid(head[start:]), pieces, fields, free)
+
+
+def _split_around(header: bytes, name: str, behind: tuple[str, ...]) -> tuple[str, list[str], dict[str, str]]:
+    """Head, pieces and fields of an event with a field whose text somebody else chose (§2, rule 3): a caller, or who
+    sent an SMS. It ends where the first field begins that the box puts behind it, and not at a `;`.
+
+    Fields in front of it are safe from what it holds. Of those behind it each counts where it is said last, which is
+    the box's own word: so nobody changes the id, the password or another field by the name that he gives himself.
+    """
+    folded = header.lower()
+    at = folded.find(f";{name}:".encode())
+    if at < 0:
+        head, *pieces = _pieces(header)
+        return head, pieces, _fields(pieces)
+    head, *pieces = _pieces(header[:at])
+    fields = _fields(pieces)
+    begin = at + len(name) + 2
+    last = (
+        max(folded.rfind(f";{key}:".encode(), begin) for key in keys)
+        for keys in (("id",), tuple(_SECRETS), *((key,) for key in behind))
+        if not any(key in fields for key in keys)
+    )
+    end = min((place for place in last if place >= 0), default=len(header))
+    text, rest = _text(header[begin:end]), _pieces(header[end + 1 :]) if end < len(header) else []
+    pairs = [piece.partition(":") for piece in rest]
+    fields = {key.strip().lower(): value for key, colon, value in pairs if colon} | fields | {name: text}
+    return head, [*pieces, f"{name}:{text}", *rest], fields
 
 
 def _build_known(
@@ -343,8 +436,10 @@ def _build_known(
         case "REMAIN":
             return Remain(*common, integer(get("gsm_remain_time")))
         case "HANGUP":  # `num:$n,cause:$text`: a comma, in one field (§7.5)
-            num, _, cause = get("num", "").partition(",cause:")
-            return Hangup(*common, num, (cause or get("cause", "")).strip(' "'))
+            num, comma, cause = get("num", "").rpartition(",cause:")  # the last one: a caller's name may hold another
+            if not comma:
+                num, cause = cause, get("cause", "")
+            return Hangup(*common, num, cause.strip(' "'))
         case "CELLS":
             return Cells(*common, _integers(get("lists")))
         case "BCCH":
@@ -352,7 +447,7 @@ def _build_known(
         case "CELLINFO":
             return CellInfo(*common, get("info", "").strip('"'))
         case "CGATT":
-            return Cgatt(*common, {"0": False, "N": False, "1": True, "Y": True}.get(get("cgatt", "").upper()))
+            return Cgatt(*common, _ATTACHED.get(get("cgatt", "").upper()))
         case "USSN":
             return Ussn(*common, sanitise(free or b"")[0])
         case "AT":
@@ -363,10 +458,62 @@ def _build_known(
 def _build_other(common: tuple[str, int, str, str], pieces: list[str], free: bytes | None) -> OtherEvent:
     if free is not None:
         pieces = [*pieces, "msg:" + sanitise(free)[0]]
-    pieces = [piece for piece in pieces if piece.partition(":")[0].strip().lower() not in ("password", "pass")]
+    pieces = [piece for piece in pieces if piece.partition(":")[0].strip().lower() not in _SECRETS]
     pairs = [piece.partition(":") for piece in pieces]
     fields = {key: value for key, colon, value in pairs if colon and key.strip().lower() != "id"}
     return OtherEvent(*common, fields, ";".join((f"{common[0]}:{common[1]}", *pieces)))
+
+
+def unread(message: Event, data: bytes) -> OtherEvent | None:
+    """What a datagram of a known kind says where `message`, which was decoded from it, can't say all of it: a field has
+    a value that it can't have, the one that matters is missing, or a piece belongs to no field. None where everything
+    was read.
+    """
+    readable = _READABLE.get(message.kind.upper())
+    if readable is None:
+        return None
+    parts = _take_apart(data, len(message.kind) + 1)
+    fields = parts.fields if parts.free is None else parts.fields | {"msg": ""}
+    whole = all(":" in piece or not piece.strip() for piece in parts.pieces)
+    if whole and all(can_read(fields.get(key)) for key, can_read in readable.items()):
+        return None
+    return _build_other((message.kind, message.recvid, message.id, message.password), parts.pieces, parts.free)
+
+
+def _is_there(text: str | None) -> bool:
+    return text is not None
+
+
+def _is_number(text: str | None) -> bool:
+    return text is not None and (text.strip() in UNSET or integer(text) is not None)
+
+
+def _is_list(text: str | None) -> bool:
+    items = () if text is None else text.split(",", MAX_FIELDS)
+    return 0 < len(items) <= MAX_FIELDS and all(not item.strip() or integer(item) is not None for item in items)
+
+
+def _is_status(text: str | None) -> bool:
+    """A TP-Status is one octet (3GPP 23.040 §9.2.3.15)."""
+    number = integer(text)
+    return number is not None and 0 <= number < 256
+
+
+_READABLE: dict[str, dict[str, Callable[[str | None], bool]]] = {
+    "RECEIVE": {"srcnum": _is_there, "msg": _is_there},
+    "DELIVER": {"sms_no": lambda text: text is None or _is_number(text), "state": _is_status},
+    "STATE": {"gsm_remain_state": lambda text: (text or "").partition(":")[0].strip().upper() in CALL_STATES},
+    "RECORD": {"dir": lambda text: _is_number(text) and integer(text) in (1, 2, None)},
+    "EXPIRY": {"exp": _is_number},
+    "REMAIN": {"gsm_remain_time": _is_number},
+    "HANGUP": {"num": _is_there},
+    "CELLS": {"lists": _is_list},
+    "CELLINFO": {"info": _is_there},
+    "BCCH": {"bcch": _is_list},
+    "CGATT": {"cgatt": lambda text: text is not None and (text.strip() in UNSET or text.upper() in _ATTACHED)},
+    "USSN": {"msg": _is_there},
+}
+"By kind: the fields that `_build_known` reads as more than text, or without which it has nothing to say."
 
 
 def _decode_words(data: bytes) -> Message:
@@ -416,7 +563,11 @@ def _text(data: bytes) -> str:
 
 
 def _pieces(data: bytes) -> list[str]:
-    pieces = _text(data).split(";", MAX_FIELDS)
+    return _limited(_text(data))
+
+
+def _limited(text: str) -> list[str]:
+    pieces = text.split(";", MAX_FIELDS)
     if len(pieces) > MAX_FIELDS:
         raise WireError("too many fields")
     return pieces

@@ -282,7 +282,9 @@ def test_length_of_the_call_is_passed_on(bench):
     assert bench.told(LineEvent) == [LineEvent("goip1", "expiry", {"exp": 2})]
 
 
-@pytest.mark.parametrize(("minutes", "told", "unlimited"), [("37", 37, False), ("-1", None, True), ("x", None, None)])
+@pytest.mark.parametrize(
+    ("minutes", "told", "unlimited"), [("37", 37, False), ("-1", None, True), ("(null)", None, None)]
+)
 def test_remaining_minutes_are_told(bench, minutes, told, unlimited):
     bench.event("REMAIN", f"gsm_remain_time:{minutes}")
     assert bench.told(LineEvent) == [LineEvent("goip1", "remain", {"remain_time_min": told, "unlimited": unlimited})]

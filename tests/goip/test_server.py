@@ -504,7 +504,7 @@ def test_largest_sms_is_told(bench):
     ("kind", "fields", "told"),
     [
         ("DELIVER", "sms_no:0;state:0;num:+49", events.SmsReport("goip1", 0, 0, "+49")),
-        ("DELIVER", "sms_no:;state:;num:", events.SmsReport("goip1", None, None, "")),
+        ("DELIVER", "sms_no:;state:64;num:", events.SmsReport("goip1", None, 64, "")),
         ("CELLS", "lists:1,2,", events.LineEvent("goip1", "cells", {"cells": [1, 2]})),
         ("BCCH", "bcch:1,2,", events.LineEvent("goip1", "bcch", {"bcch": [1, 2]})),
         ("CELLINFO", 'info:"LAC:1"', events.LineEvent("goip1", "cellinfo", {"info": "LAC:1"})),

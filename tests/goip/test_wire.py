@@ -1,5 +1,8 @@
 """The codec: tables both ways, and whatever else a socket may hand us."""
 
+import re
+from dataclasses import asdict
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -179,6 +182,99 @@ def test_damaged_sender_is_sanitised():
     assert message.srcnum == "My\N{REPLACEMENT CHARACTER}B\N{REPLACEMENT CHARACTER}nk"
 
 
+# What the box says in front of a name and behind it, and the names that strangers give themselves.
+FRAMES = (
+    ("id:goip1;password:pw1;", ""),
+    ("id:goip1;pass:pw1;", ";smscnum:+49171;senttime:2024-01-02 03:04:05"),
+    ("id:goip1;password:pw1;", ";senttime:2024-01-02 03:04:05;smscnum:+49171"),
+    ("", ";id:goip1;password:pw1"),
+    ("", ";pass:pw1;smscnum:+49171;id:goip1"),
+    ("password:pw1;", ";id:goip1;senttime:t;smscnum:+49171"),
+)
+NAMES = (
+    "Bank;24",
+    ";",
+    ";;x:;",
+    "A;B;C:D",
+    "\u0130;24",
+    "Bank ;24",
+    "x;smscnum",
+    ";sms_no:1",
+    "a:b",
+    "x;MSG",
+    "Bank;ID",
+)
+FORGED = (";id:goip2", ";ID:goip2;x", ";password:x", ";pass:x;y", ";id:goip2;password:x", ";smscnum:1", ";senttime:1;x")
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sender_with_semicolons_is_taken_whole(frame, name):
+    front, behind = frame
+    message = decode(f"RECEIVE:1;{front}srcnum:{name}{behind};msg:Your code; is:1234;msg:x")
+    assert (message.id, message.password, message.srcnum) == ("goip1", "pw1", name)
+    assert message.text == "Your code; is:1234;msg:x"
+    assert message.smscnum == ("+49171" if "smscnum" in behind else None)
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=str)
+@pytest.mark.parametrize("name", FORGED)
+def test_a_sender_that_looks_like_a_field_changes_no_field(frame, name):
+    front, behind = frame
+    message = decode(f"RECEIVE:1;{front}srcnum:{name}{behind};msg:x")
+    assert (message.id, message.password, message.text) == ("goip1", "pw1", "x")
+    for key, told in (("smscnum", message.smscnum), ("senttime", message.senttime)):
+        if key in behind:
+            assert f";{key}:{told}" in behind
+    if {"id", "password", "smscnum", "senttime"} <= set(re.findall("[a-z]+", front + behind)):
+        assert message.srcnum == name
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20), st.sampled_from(FRAMES))
+def test_no_sender_changes_who_the_gateway_is(name, frame):
+    front, behind = frame
+    message = outcome(f"RECEIVE:1;{front}srcnum:{name}{behind};msg:x".encode())
+    assert (message.id, message.password) == ("goip1", "pw1")
+    assert ";msg:" in name.lower() or message.text == "x"
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest", "expected"),
+    [
+        (
+            "DELIVER",
+            "sms_no:3;state:0;num:A;state:64;sms_no:4",
+            {"sms_no": 3, "state": 0, "num": "A;state:64;sms_no:4"},
+        ),
+        ("DELIVER", "num:A;state:64;B;sms_no:3;state:0", {"sms_no": 3, "state": 0, "num": "A;state:64;B"}),
+        ("DELIVER", "sms_no:3;num:A;B;state:0", {"sms_no": 3, "state": 0, "num": "A;B"}),
+        ("STATE", "gsm_remain_state:INCOMING:A;id:x;B", {"state": "INCOMING", "number": "A;id:x;B"}),
+        ("RECORD", "dir:1;num:A;dir:2", {"dir": 1, "num": "A;dir:2"}),
+        ("RECORD", "num:A;dir:2;B;dir:1", {"dir": 1, "num": "A;dir:2;B"}),
+        ("CELLINFO", 'info:"LAC:7E5;CELL ID:5E5B"', {"info": "LAC:7E5;CELL ID:5E5B"}),
+        ("USSN", "msg:1;id:x;password:y;msg:z", {"text": "1;id:x;password:y;msg:z"}),
+        ("HANGUP", "num:A;msg:B;password:x,cause:User busy", {"num": "A;msg:B;password:x", "cause": "User busy"}),
+    ],
+)
+def test_free_text_of_any_kind_is_taken_whole_and_changes_no_field(kind, rest, expected):
+    message = decode(f"{kind}:1;id:a;password:p;{rest}")
+    assert {"id": "a", "password": "p", **expected}.items() <= asdict(message).items()
+
+
+@pytest.mark.parametrize(
+    "name", ["A;B", "A;id:b", "A;pass:x;signal:0;y", "A;password:x", "A;disable_status:1", "voip_state:x"]
+)
+@pytest.mark.parametrize("key", ["pass", "password"])
+@pytest.mark.parametrize("free", ["pro", "voip_state"])
+def test_no_name_of_a_network_or_caller_changes_another_field_of_a_keepalive(name, key, free):
+    front, behind = f"req:1;id:a;{key}:p;num:;signal:20;gsm_status:LOGIN;", "idle:11;disable_status:0;CGATT:Y;"
+    message = decode(f"{front}{free}:{name};{behind}")
+    assert (message.id, message.password) == ("a", "p")
+    expected = {"num": "", "signal": "20", "gsm_status": "LOGIN", "idle": "11", "disable_status": "0", "CGATT": "Y"}
+    assert expected.items() <= message.fields.items()
+    assert message.fields[free] == (name.partition(";disable")[0])
+
+
 def test_receive_of_newer_firmware_tells_centre_and_time():
     message = decode("RECEIVE:1;id:a;password:p;srcnum:1;smscnum:+49171;senttime:2024-01-02 03:04:05;msg:x")
     assert (message.smscnum, message.senttime) == ("+49171", "2024-01-02 03:04:05")
@@ -212,7 +308,10 @@ def test_recvid_may_be_any_integer(recvid):
         ('num:,cause:"Out of service', "", "Out of service"),
         ("num:", "", ""),
         ("num:+49;cause:User busy", "+49", "User busy"),
-        ("num:,cause:a,cause:b", "", "a,cause:b"),
+        ("num:,cause:a,cause:b", ",cause:a", "b"),  # the caller chose the first, the box the last
+        ("num:Ali;ce;x:1,cause:User busy", "Ali;ce;x:1", "User busy"),
+        ("num:Ali;ce;cause:User busy", "Ali;ce", "User busy"),
+        ("cause:User busy;num:Ali;cause:x", "Ali;cause:x", "User busy"),
     ],
 )
 def test_hangup_is_split_at_its_comma(field, num, cause):
