@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import bridge
+from bridge.terminal import say
 
 COMMANDS = {
     "run": ("bridge.supervisor", "run the bridge"),
@@ -70,7 +71,7 @@ class _Version(argparse.Action):
     """argparse's own wants the version beforehand, which takes longer to find out than the rest of the start."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"goip-bridge {bridge.__version__}")  # noqa: T201
+        say(f"goip-bridge {bridge.__version__}")
         parser.exit()
 
 

@@ -7,10 +7,10 @@ command, with one line that says why.
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import re
 import secrets
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from bridge import settings as configuration
 from bridge.broker import DEFAULT_PORT, FOLDER, LOOPBACK
 from bridge.mqtt import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
 from bridge.settings import BrokerUrl, ConfigError, MqttSettings, Settings
+from bridge.terminal import clean, cleaned, complain
 
 CONNECT_S = 10.0
 REFUSED = 0x80
@@ -126,9 +127,18 @@ def run(args: argparse.Namespace, work: Callable[[Settings], Awaitable[int]]) ->
     return 1
 
 
-def complain(text: str) -> None:
-    """One line to stderr."""
-    sys.stderr.write(f"goip-bridge: {text}\n")
+def read(payload: bytes) -> dict[str, Any]:
+    """The fields of a payload, fit to be shown; none where it is no JSON object."""
+    try:
+        value = cleaned(json.loads(payload))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_text(payload: bytes) -> str:
+    """A payload of plain text, fit to be shown."""
+    return clean(payload.decode(errors="replace"))
 
 
 @contextlib.asynccontextmanager

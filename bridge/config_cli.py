@@ -6,7 +6,6 @@ Started by the command line; connects to nothing.
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from bridge.settings import ConfigError, Origins, Place, Settings, load, load_with_origins
+from bridge.terminal import say
 
 SECRET = "********"
 
@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the action; 0 when it was done, 2 when the configuration has faults."""
     if args.action == "schema":
-        print(json.dumps(config_schema(), indent=2, ensure_ascii=False))  # noqa: T201
+        say(json.dumps(config_schema(), indent=2, ensure_ascii=False), lines=True)
         return 0
     try:
         return check(args.config) if args.action == "check" else show(args.config)
     except ConfigError as error:
         for fault in error.faults:
-            print(fault, file=sys.stderr)  # noqa: T201
+            say(fault, error=True)
         return 2
 
 
@@ -46,9 +46,9 @@ def check(path: Path | None) -> int:
     """Print a summary of a usable configuration; ConfigError for any other."""
     settings = load(path, os.environ)
     lines = f"{len(settings.lines)} line{'' if len(settings.lines) == 1 else 's'}"
-    print(f"ok: {lines}, broker {settings.mqtt.url or 'embedded'}, gateways at udp://{settings.udp.listen}")  # noqa: T201
+    say(f"ok: {lines}, broker {settings.mqtt.url or 'embedded'}, gateways at udp://{settings.udp.listen}")
     for note in settings.notes():
-        print(f"note: {note}")  # noqa: T201
+        say(f"note: {note}")
     return 0
 
 
@@ -56,7 +56,7 @@ def show(path: Path | None) -> int:
     """Print the values in effect as YAML, secrets hidden, each with where it was given."""
     settings, origins = load_with_origins(path, os.environ)
     for line in _yaml_lines(settings.model_dump(mode="json"), (), origins):
-        print(line)  # noqa: T201
+        say(line)
     return 0
 
 

@@ -33,6 +33,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge import client as mqtt
+from bridge import terminal
 from bridge.app import Bridge, PortUnusable
 from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.goip.events import Address
@@ -80,16 +81,16 @@ def main(args: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8
-    screen = Screen(Console(highlight=False, soft_wrap=False), full=args.full)
+    screen = Screen(terminal.console(), full=args.full)
     logging.basicConfig(level=logging.WARNING, handlers=[_LogLines(screen)], force=True)
     logging.getLogger("bridge.broker").setLevel(logging.ERROR)  # which broker it is, the introduction tells
     demo = Demo(screen, lines=args.lines, udp_port=args.udp_port, seconds=args.seconds, keep=args.keep)
     try:
         return asyncio.run(demo.run())
     except (BrokerError, SimulatorError, mqtt.ClientError) as error:
-        mqtt.complain(str(error))
+        terminal.complain(str(error))
     except OSError as error:
-        mqtt.complain(f"cannot make temporary files: {error}")
+        terminal.complain(f"cannot make temporary files: {error}")
     return 1
 
 
@@ -298,8 +299,8 @@ class Demo:
 
     async def _watch(self, client: mqtt.Client) -> None:
         async for received in client.messages:
-            payload = received.payload.decode(errors="replace")
-            message = Message(str(received.topic), payload, time.monotonic() - self._began)
+            topic, payload = terminal.clean(str(received.topic)), mqtt.read_text(received.payload)
+            message = Message(topic, payload, time.monotonic() - self._began)
             self.screen.message(message)
             self.journal.add(message)
 
@@ -528,7 +529,9 @@ class _LogLines(logging.Handler):
         self._screen = screen
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._screen.console.print(Text(f"{record.levelname.lower()}: {record.getMessage()}", style="magenta"))
+        self._screen.console.print(
+            Text(f"{record.levelname.lower()}: {terminal.clean(record.getMessage())}", style="magenta")
+        )
 
 
 def _has(fields: dict[str, Any], wanted: dict[str, object]) -> bool:

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge import __version__
+from bridge import __version__, terminal
 from bridge import client as mqtt
 from bridge.broker import NO_BROKER, find_mosquitto
 from bridge.client import Client
@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Examine and report."""
-    console = Console(highlight=False)
+    console = terminal.console()
     report = Report()
     try:
         settings = mqtt.load(args)
@@ -131,7 +131,11 @@ def main(args: argparse.Namespace) -> int:
 def show(report: Report, console: Console) -> None:
     """A line for each finding; on a terminal long ones are indented below."""
     rows = [
-        (Text(one.level, STYLES[one.level]), one.what, Text(one.text) + (Text(f". {one.advice}") if one.advice else ""))
+        (
+            Text(one.level, STYLES[one.level]),
+            terminal.clean(one.what),
+            Text(terminal.clean(f"{one.text}. {one.advice}" if one.advice else one.text)),
+        )
         for one in report.findings
     ]
     if console.is_terminal:
@@ -460,7 +464,7 @@ class _Examination:
             return
         if not online:
             advice = "Start it: goip-bridge run, and look at what it logs"
-            report.problem("bridge", f"not running: {topic} says {said.decode(errors='replace')}", advice)
+            report.problem("bridge", f"not running: {topic} says {mqtt.read_text(said)}", advice)
             return
         info = self._fields(self._topics.bridge("info"))
         version = info.get("version")
@@ -497,7 +501,9 @@ class _Examination:
 
     def _examine_commands(self) -> None:
         for topic in sorted(self._retained_commands):
-            advice = f"Whoever publishes it must not set the retain flag. Remove it: mosquitto_pub -r -n -t '{topic}'"
+            advice = (
+                f"Whoever publishes it must not set the retain flag. Remove it: mosquitto_pub -r -n -t {_quoted(topic)}"
+            )
             self._report.problem("retained command", f"{topic}: it is refused at every start of the bridge", advice)
 
     def _examine_lines(self) -> None:
@@ -540,11 +546,12 @@ class _Examination:
         )
 
     def _fields(self, topic: str) -> dict[str, Any]:
-        try:
-            value = json.loads(self._states.get(topic, b""))
-        except ValueError:
-            return {}
-        return value if isinstance(value, dict) else {}
+        return mqtt.read(self._states.get(topic, b""))
+
+
+def _quoted(topic: str) -> str:
+    """As a shell takes it: whoever may publish names the topic, and somebody may paste it."""
+    return "'" + topic.replace("'", "'\\''") + "'"
 
 
 def _own_address() -> str:
@@ -585,5 +592,5 @@ async def _health(settings: Settings, seconds: float) -> int:
                 if said == "online":
                     return 0
     except TimeoutError:
-        mqtt.complain(f"not healthy: {topic} says {said} after {seconds:g} s")
+        terminal.complain(f"not healthy: {topic} says {said} after {seconds:g} s")
     return 1

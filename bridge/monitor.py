@@ -6,7 +6,6 @@
 import argparse
 import asyncio
 import contextlib
-import json
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge import client as mqtt
+from bridge import terminal
 from bridge.client import Client, ClientError
 from bridge.settings import Settings
 from bridge.topics import Topics
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Watch until Ctrl-C; with --once 0 when a bridge was found."""
-    return mqtt.run(args, lambda settings: watch(settings, Console(highlight=False), once=args.once))
+    return mqtt.run(args, lambda settings: watch(settings, terminal.console(), once=args.once))
 
 
 async def watch(settings: Settings, console: Console, *, once: bool) -> int:
@@ -169,15 +169,12 @@ class Board:
 
     def take(self, topic: str, payload: bytes, *, retained: bool = False) -> None:
         """A message from the broker."""
-        target, _, path = topic.removeprefix(f"{self.topics.base}/").partition("/")
+        target, _, path = terminal.clean(topic).removeprefix(f"{self.topics.base}/").partition("/")
         if path == "availability":
-            self._take_availability(target, payload.decode(errors="replace"))
+            self._take_availability(target, mqtt.read_text(payload))
             return
-        try:
-            fields = json.loads(payload) if payload else {}
-        except ValueError:
-            return
-        if not isinstance(fields, dict):
+        fields = mqtt.read(payload)
+        if payload and not fields:
             return
         if target == "bridge":
             self._take_bridge(path, fields)
@@ -237,7 +234,7 @@ class Board:
         details = [str(fields[key]) for key in told if fields.get(key) is not None]
         if fields.get("error"):
             details.append(str(fields["error"].get("text")))
-        text.append(f" {' · '.join(details)}".replace("\n", " "))
+        text.append(f" {' · '.join(details)}")
         self._facts.append(text)
         if self.on_fact is not None:
             self.on_fact(text)

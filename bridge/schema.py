@@ -25,6 +25,7 @@ from bridge.config_cli import config_schema
 from bridge.intake import SELFTEST_VERDICTS
 from bridge.payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Result, encode, stamped
 from bridge.settings import Settings
+from bridge.terminal import say
 from bridge.topics import Topics
 
 Json = dict[str, Any]
@@ -773,9 +774,9 @@ def main(args: argparse.Namespace) -> int:
         return _report([f"{error.filename}: {error.strerror}"])
     named = {name.rpartition(".")[0]: text for name, text in files().items()}
     if args.name is None:
-        print("\n".join(named))  # noqa: T201
+        say("\n".join(named), lines=True)
     elif args.name in named:
-        print(named[args.name], end="")  # noqa: T201
+        say(named[args.name].removesuffix("\n"), lines=True)
     else:
         close = get_close_matches(args.name, named, n=1)
         hint = f"; did you mean {close[0]}?" if close else "; without a name they are listed"
@@ -786,7 +787,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _report(faults: list[str]) -> int:
     for fault in faults:
-        print(fault, file=sys.stderr)  # noqa: T201
+        say(fault, error=True)
     return 1 if faults else 0
 
 
@@ -799,7 +800,7 @@ def make(arguments: list[str]) -> int:
     what = {"check": args.folder, "write": None} if args.check else {"check": None, "write": args.folder}
     code = main(argparse.Namespace(name=None, **what))
     if args.check and code:
-        print(f"run: python -m bridge.schema {args.folder}", file=sys.stderr)  # noqa: T201
+        say(f"run: python -m bridge.schema {args.folder}", error=True)
     return code
 
 

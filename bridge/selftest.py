@@ -15,9 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bridge import client as mqtt
+from bridge import terminal
 from bridge.client import Client, ClientError
 from bridge.send import BIRTH_S, RESULT_S, WRONG
 from bridge.settings import Settings
@@ -52,33 +51,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Ask, test, and say what came of it."""
     if args.sender == args.to:
-        mqtt.complain("--to: should be another line than --from")
+        terminal.complain("--to: should be another line than --from")
         return 2
     path = args.report or Path(f"goip-selftest-{datetime.now(UTC):%Y%m%d-%H%M%S}.md")
     folder = path.parent
     if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        mqtt.complain(f"{path}: cannot be written; choose another file with --report")
+        terminal.complain(f"{path}: cannot be written; choose another file with --report")
         return 2
     if (code := _ask(args)) is not None:
         return code
     try:
         return mqtt.run(args, lambda settings: _SelfTest(settings, args, path).run())
     except KeyboardInterrupt:
-        mqtt.complain("\nthe self-test goes on in the bridge, if it had begun: its log will have the verdict")
+        terminal.say("", error=True)  # behind the ^C
+        terminal.complain("the self-test goes on in the bridge, if it had begun: its log will have the verdict")
         raise
 
 
 def _ask(args: argparse.Namespace) -> int | None:
     """Whether the user wants to pay for it: None, or the exit code."""
-    sys.stdout.write(
+    terminal.say(
         f"This sends 2 SMS from {args.sender} to {args.to}. Up to 6 are charged if the firmware sends repeated ones\n"
-        f"again. It takes about 6 minutes, in which other SMS of {args.sender} wait.\n"
+        f"again. It takes about 6 minutes, in which other SMS of {args.sender} wait.",
+        lines=True,
     )
     sys.stdout.flush()
     if args.yes:
         return None
     if not sys.stdin.isatty():
-        mqtt.complain("nobody can be asked here: say --yes if you agree; nothing was sent")
+        terminal.complain("nobody can be asked here: say --yes if you agree; nothing was sent")
         return 2
     try:
         answer = input("Go on? [y/N] ")
@@ -86,7 +87,7 @@ def _ask(args: argparse.Namespace) -> int | None:
         answer = ""
     if answer.strip().lower() in ("y", "yes"):
         return None
-    mqtt.complain("nothing was sent")
+    terminal.complain("nothing was sent")
     return 1
 
 
@@ -97,7 +98,7 @@ class _SelfTest:
         self._settings = settings
         self._args = args
         self._path = path
-        self._console = Console(highlight=False)
+        self._console = terminal.console()
         self._id = f"selftest-{secrets.token_hex(8)}"
         self._shown: set[str] = set()
         topics = Topics(settings.base_topic)
@@ -122,7 +123,7 @@ class _SelfTest:
             topic, payload = heard
             if topic == self._birth:
                 if payload != b"online":
-                    raise ClientError(f"the bridge is not running: {self._birth} says {payload.decode()}")
+                    raise ClientError(f"the bridge is not running: {self._birth} says {mqtt.read_text(payload)}")
                 return
         raise ClientError(f"no bridge is known at {client.url}: {self._birth} says nothing; is base_topic right?")
 
@@ -143,12 +144,9 @@ class _SelfTest:
         while (heard := await self._next(client, limit)) is not None:
             topic, payload = heard
             if topic == self._birth:
-                mqtt.complain(f"warning: the bridge went {payload.decode(errors='replace')}")
+                terminal.complain(f"warning: the bridge went {mqtt.read_text(payload)}")
                 continue
-            try:
-                fields = json.loads(payload)
-            except ValueError:
-                continue
+            fields = mqtt.read(payload)
             if topic == self._results and fields.get("id") == self._id:
                 found: dict[str, Any] = fields
                 return found
@@ -179,7 +177,7 @@ class _SelfTest:
 
     def _conclude(self, result: dict[str, Any]) -> int:
         if result["status"] != "ok":
-            mqtt.complain(f"{result['message']} ({result['code']})")
+            terminal.complain(f"{result['message']} ({result['code']})")
             return 2 if result["code"] in WRONG else 1
         data = result["data"]
         verdict = data["verdict"]
@@ -190,7 +188,7 @@ class _SelfTest:
         try:
             self._path.write_text(report(data, datetime.now(UTC)), encoding="utf-8")
         except OSError as error:
-            mqtt.complain(f"{self._path}: {error.strerror}; the report is lost")
+            terminal.complain(f"{self._path}: {error.strerror}; the report is lost")
             return 1
         self._say(f"\nThe report is in {self._path}. It names no numbers, lines or passwords, and can be published.")
         return 1 if verdict == "inconclusive" else 0

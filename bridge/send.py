@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bridge import client as mqtt
+from bridge import terminal
 from bridge.client import Client, ClientError
 from bridge.settings import Settings
 from bridge.topics import Topics
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         text = _text(args.text)
     except ValueError as error:
-        mqtt.complain(str(error))
+        terminal.complain(str(error))
         return 2
     return mqtt.run(args, lambda settings: _Send(settings, args, text).run())
 
@@ -182,7 +182,7 @@ class _Send:
         self._args = args
         self._text = text
         self._topics = Topics(settings.base_topic)
-        self._console = Console(highlight=False)
+        self._console = terminal.console()
         self._order = Order(f"send-{secrets.token_hex(8)}", args.reports, args.timeout, time.monotonic())
         self._began = time.monotonic()
         self._online: str | None = None
@@ -257,9 +257,9 @@ class _Send:
             late = "" if client.version == "5" else "; it may still be sent"
             raise ClientError(f"the bridge did not answer within {RESULT_S} s{late} (command {self._order.id})")
         for warning in result["warnings"]:
-            mqtt.complain(f"warning: {self._warning(warning)}")
+            terminal.complain(f"warning: {self._warning(warning)}")
         if result["status"] != "ok":
-            mqtt.complain(f"refused: {result['message']} ({result['code']})")
+            terminal.complain(f"refused: {result['message']} ({result['code']})")
             return 2 if result["code"] in WRONG else 1
         if self._args.dry_run or self._args.no_wait:
             parts, encoding = result["data"]["parts"], result["data"]["encoding"]
@@ -284,15 +284,13 @@ class _Send:
     def _take(self, topic: str, payload: bytes, now: float) -> None:
         self._changed.set()
         if topic == self._birth_topic:
-            before, self._online = self._online, payload.decode(errors="replace")
+            before, self._online = self._online, mqtt.read_text(payload)
             if before == "online":
                 again = self._online == "online"  # its will came too late to be seen
                 what = "was restarted" if again else f"went {self._online}; waiting for it"
-                mqtt.complain(f"warning: the bridge {what}")
+                terminal.complain(f"warning: the bridge {what}")
             return
-        try:
-            fields = json.loads(payload)
-        except ValueError:
+        if not (fields := mqtt.read(payload)):
             return
         if topic == self._result_topic:
             self._order.take_result(fields, now)
@@ -356,10 +354,10 @@ class _Send:
         failures = [sms for sms in order.sms.values() if sms.state not in GOOD]
         for sms in failures:
             waiting = "; it stays in the bridge's queue" if sms.state in ("queued", "sending") else ""
-            mqtt.complain(f"{sms.to}: {sms.text()}{waiting}")
+            terminal.complain(f"{sms.to}: {sms.text()}{waiting}")
         missing = (order.total or 0) - len(order.sms)
         if missing > 0 or order.total is None:
-            mqtt.complain("the bridge did not tell of every SMS")
+            terminal.complain("the bridge did not tell of every SMS")
         states = Counter(sms.state for sms in order.sms.values())
         counted = ", ".join(f"{count} {_counted(state)}" for state, count in states.items())
         self._console.print(f"{len(order.sms)} SMS: {counted} ({time.monotonic() - self._began:.1f} s)")

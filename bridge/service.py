@@ -5,7 +5,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 
 from bridge import settings as configuration
@@ -14,6 +13,7 @@ from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.settings import BrokerUrl, ConfigError, Settings
 from bridge.store import Store, StoreError, StoreUnusable
 from bridge.supervisor import RESTART, Keeper
+from bridge.terminal import say
 from bridge.udp import UdpSocket
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def main(args: argparse.Namespace, keeper: Keeper) -> int:
         settings = configuration.load(args.config, os.environ)
     except ConfigError as error:
         for fault in error.faults:
-            print(fault, file=sys.stderr)  # noqa: T201
+            say(fault, error=True)
         return 2
     for note in settings.notes():
         log.warning("%s", note)

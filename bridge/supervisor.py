@@ -26,6 +26,8 @@ import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
+from bridge.terminal import LogFormatter
+
 log = logging.getLogger(__name__)
 
 STOP_S = 9.0
@@ -79,7 +81,9 @@ def main(args: argparse.Namespace) -> int:
 def set_up_logging(*, verbose: bool = False) -> None:
     """To stderr; systemd and containers add the time themselves, but people at a terminal have only this."""
     level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def _serve(args: argparse.Namespace, keeper: "Keeper") -> int:

@@ -22,6 +22,7 @@ from bridge.sim.options import LineOptions, has_number
 from bridge.sim.profiles import PROFILES
 from bridge.sim.run import SimOptions, Simulator
 from bridge.sim.traffic import TrafficOptions
+from bridge.terminal import LogFormatter, say
 
 _PATIENCE = 5.0
 "Seconds until a server that says nothing is mentioned."
@@ -127,7 +128,9 @@ def main(args: argparse.Namespace) -> int:
         return _fail("--id must not contain ';' or newlines, --password neither those nor blanks", 2)
     if args.port_base is not None and args.port_base + args.lines > 65535:
         return _fail(f"--port-base {args.port_base} leaves no ports for {args.lines} lines", 2)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(LogFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("bridge.sim.radio").setLevel(logging.DEBUG if args.verbose else logging.WARNING)
     logging.getLogger("bridge.sim.udp").setLevel(logging.DEBUG if args.verbose > 1 else logging.WARNING)
     # A reader that goes away, as in `… | head`, ends the program quietly.
@@ -285,12 +288,12 @@ def _typed_commands(simulator: Simulator, stop: asyncio.Event) -> Iterator[None]
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    say(text, lines=True)
     sys.stdout.flush()
 
 
 def _fail(text: str, code: int) -> int:
-    sys.stderr.write(f"goip-bridge sim: {text}\n")
+    say(f"goip-bridge sim: {text}", error=True)
     return code
 
 

@@ -1,0 +1,90 @@
+"""What the program writes to terminals, pipes and logs: every line of it passes `clean`.
+
+Texts of SMS, names of senders, words of gateways and what others publish may hold escape sequences: those of a terminal
+set its title, move its cursor, write its clipboard; a line separator forges a line of a log. Nobody who can send an SMS
+shall write to an operator's terminal.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
+_UNSAFE = re.compile(
+    "["
+    "\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f"  # C0 but for tab, LF and CR, which are below; DEL; C1
+    "\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069"  # bidirectional controls (Unicode UAX #9)
+    "\\u2028\\u2029"  # line and paragraph separator
+    "\\ud800-\\udfff"  # lone surrogates: no stream can encode them
+    "]"
+)
+_ONE_LINE = str.maketrans("\t\n\r", "   ")
+_LINES = str.maketrans("\r", _REPLACED)
+
+
+def clean(text: str, *, lines: bool = False) -> str:
+    """The text without anything that a terminal would obey or that would begin a new line: each such character is
+    U+FFFD, and what separates words or lines is a blank. With `lines`, line feeds and tabs are the caller's own, and
+    stay.
+    """
+    return _UNSAFE.sub(_REPLACED, text).translate(_LINES if lines else _ONE_LINE)
+
+
+def cleaned(value: Any) -> Any:
+    """A value of JSON with every text in it clean, keys included."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(key): cleaned(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [cleaned(one) for one in value]
+    return value
+
+
+def say(text: str, *, lines: bool = False, error: bool = False) -> None:
+    """One line to stdout, or to stderr; several where `lines` says that its line feeds are ours."""
+    stream = sys.stderr if error else sys.stdout
+    stream.write(clean(text, lines=lines) + "\n")
+
+
+def complain(text: str) -> None:
+    """One line to stderr that says who speaks."""
+    say(f"goip-bridge: {text}", error=True)
+
+
+def console() -> "Console":
+    """rich, for stdout. What is printed is text: never markup, which could be a link."""
+    from rich.console import Console  # here: the service does without
+    from rich.segment import Segment
+
+    class CleanConsole(Console):
+        def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+            """The one way from rich to the stream; what moves the cursor is a control segment, and rich's own."""
+            return super()._render_buffer(
+                segment if segment.control else segment._replace(text=clean(segment.text, lines=True))
+                for segment in buffer
+            )
+
+    return CleanConsole(highlight=False, markup=False, emoji=False)
+
+
+class LogFormatter(logging.Formatter):
+    """One line for each record; only tracebacks have more, indented so that none looks like a record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return clean(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {clean(line)}" for line in text.split("\n"))
