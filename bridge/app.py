@@ -1047,7 +1047,7 @@ class Bridge:
         for data, address in batch:
             if data.startswith(b"req:"):
                 self.server.receive_datagram(data, address, now)
-            elif not self.server.is_from_a_line(data, address):
+            elif not self.server.is_from_a_line(data, address, now):
                 pass  # a stranger must not use up the room of the lines
             elif len(self._held) < HELD_DATAGRAMS and self._held_bytes + len(data) <= HELD_BYTES:
                 self._held_bytes += 0 if (data, address) in self._held else len(data)

@@ -48,6 +48,10 @@ FREE_BYTES = 100 << 20
 STALE_S = 180.0
 "The bridge publishes its health every 60 s."
 CLOCK_S = 5.0
+SAFE_DIGITS = 12
+"A password of digits alone is short below this."
+NAMED = 8
+"Lines that one finding names."
 LOOPBACKS = ("127.0.0.1", "::1", "localhost")
 RELEASED = 1_767_225_600.0
 "2026-01-01: no clock that is set is behind this."
@@ -164,6 +168,7 @@ def examine_host(settings: Settings, report: Report) -> None:
     for note in settings.notes():
         what, _, text = note.partition(": ")
         report.note(what, text)
+    _examine_passwords(settings, report)
     running = _examine_store(settings.store.path, report)
     _examine_udp(settings, report, running=running)
     _examine_http(settings, report, running=running)
@@ -172,6 +177,17 @@ def examine_host(settings: Settings, report: Report) -> None:
         _examine_embedded(report)
     if time.time() < RELEASED:
         report.problem("clock", "this machine's clock is not set", "Set it, or switch NTP on: timedatectl set-ntp true")
+
+
+def _examine_passwords(settings: Settings, report: Report) -> None:
+    """A password of a few digits is found by trying, however few a second are listened to (goip/guesses.py)."""
+    passwords = {id: line.password.get_secret_value() for id, line in settings.lines.items()}
+    weak = [id for id, password in passwords.items() if password.isdecimal() and len(password) < SAFE_DIGITS]
+    if weak:
+        named = ", ".join(weak[:NAMED]) + (f" and {len(weak) - NAMED} more" if len(weak) > NAMED else "")
+        what = f"lines.{weak[0]}.password" if len(weak) == 1 else "passwords"
+        advice = "Set longer ones with letters, here and on the gateways' web pages, and allow_from"
+        report.note(what, f"only a few digits, which can be guessed: {named}", advice)
 
 
 def _examine_store(path: Path, report: Report) -> bool:

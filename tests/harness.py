@@ -157,12 +157,12 @@ def response_properties(topic: str, correlation: bytes | None = None) -> Propert
 class RawLine:
     """One line of a gateway, datagram by datagram. Nothing is answered by itself."""
 
-    def __init__(self, port: int, id: str = "goip1", password: str = "password1") -> None:
+    def __init__(self, port: int, id: str = "goip1", password: str = "password1", host: str = "127.0.0.1") -> None:
         self.id = id
         self.password = password
         self.server = ("127.0.0.1", port)
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind(("127.0.0.1", 0))
+        self.socket.bind((host, 0))
         self.socket.setblocking(False)
         self.count = 0
         self.recvid = 1_700_000_000
@@ -347,8 +347,8 @@ async def running(directory: Path, config: dict[str, Any], **options: Any) -> As
 
 
 @contextlib.contextmanager
-def raw_line(port: int, id: str = "goip1", password: str = "password1") -> Iterator[RawLine]:
-    line = RawLine(port, id, password)
+def raw_line(port: int, id: str = "goip1", password: str = "password1", host: str = "127.0.0.1") -> Iterator[RawLine]:
+    line = RawLine(port, id, password, host)
     try:
         yield line
     finally:

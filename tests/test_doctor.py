@@ -217,6 +217,22 @@ def test_no_broker_to_embed_is_a_problem(tmp_path, monkeypatch):
     assert problem_texts(examine(tmp_path)) == ["mqtt.url: not set"]
 
 
+@pytest.mark.parametrize(
+    ("passwords", "found"),
+    [
+        (["1234"], "lines.l0.password: only a few digits, which can be guessed: l0"),
+        (["123456", "a1234567", "00000000001"], "passwords: only a few digits, which can be guessed: l0, l2"),
+        (["1"] * 10, "passwords: only a few digits, which can be guessed: l0, l1, l2, l3, l4, l5, l6, l7 and 2 more"),
+        (["password1", "123456789012"], None),
+    ],
+)
+def test_passwords_of_a_few_digits_are_noted(tmp_path, passwords, found):
+    report = examine(tmp_path, lines={f"l{n}": {"password": password} for n, password in enumerate(passwords)})
+    notes = [f"{one.what}: {one.text}" for one in report.findings if one.level == "note" and "guessed" in one.text]
+    assert notes == ([] if found is None else [found])
+    assert not any(password in one.text + one.advice for one in report.findings for password in set(passwords) - {"1"})
+
+
 # -- health
 
 

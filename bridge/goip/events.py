@@ -75,7 +75,9 @@ class Unauthenticated:
     "The configured line of that id."
     address: Address
     reason: str
-    "`unknown`, `password` or `network`."
+    "`unknown`, `password` or `network`; `guessing` after which nobody there is heard for the line, for a while."
+    count: int = 1
+    "This one, and those for the line that were not listened to before it."
 
 
 @dataclass(frozen=True, slots=True)

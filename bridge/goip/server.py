@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 
 from bridge.goip import control, events, wire
 from bridge.goip.events import Address
+from bridge.goip.guesses import Guesses
 from bridge.goip.line import Line, Proof, Submitted
 from bridge.goip.session import BulkSession, Outcomes, Recipient
 from bridge.goip.timing import Timing
@@ -74,6 +75,15 @@ class _Registered:
     networks: tuple[Network, ...]
     allowed_host: str | None = None
     "The host that was found in `networks` last; checking costs more than comparing."
+    guesses: Guesses = field(default_factory=Guesses)
+
+    def is_at(self, address: Address) -> bool:
+        """Whether the line is known to be there: then wrong passwords from there limit nothing."""
+        return address in (self.line.address, self.line.previous_address, self.line.home)
+
+    def hears(self, address: Address, now: float) -> bool:
+        """Whether a password from there is looked at."""
+        return self.is_at(address) or not self.guesses.too_many(address[0], now)
 
     def allows(self, host: str) -> bool:
         if not self.networks or host == self.allowed_host:
@@ -332,7 +342,7 @@ class SmsServer:
     # -- one datagram
 
     def _keepalive(self, message: wire.Keepalive, size: int, address: Address, now: float) -> str | None:
-        registered = self._authenticate(message.id, message.password, address)
+        registered = self._authenticate(message.id, message.password, address, now)
         if registered is None:
             return "not authenticated"
         self._reply(wire.encode_registered(message.count), size, address)
@@ -341,7 +351,7 @@ class SmsServer:
         return None
 
     def _event(self, message: wire.Event, data: bytes, address: Address, now: float) -> str | None:
-        registered = self._authenticate(message.id, message.password, address)
+        registered = self._authenticate(message.id, message.password, address, now)
         if registered is None:
             return "not authenticated"
         if registered.line.receive_event(message, data, address, now):
@@ -371,29 +381,35 @@ class SmsServer:
             ended.left_open = False
             self.datagrams.append((wire.encode_done(message.sendid), line.address))  # frees a slot of the box (§4.2)
 
-    def _authenticate(self, goip_id: str, password: str, address: Address) -> _Registered | None:
+    def _authenticate(self, goip_id: str, password: str, address: Address, now: float) -> _Registered | None:
         registered = self._by_goip_id.get(goip_id)
         # An unknown id costs the same comparison as a known one.
         expected = registered.password if registered else _NOBODY
         good = hmac.compare_digest(password.encode(errors="replace"), expected)
         if registered is None:
             reason = "unknown"
+        elif not registered.hears(address, now):
+            self.counters.unauthorized += 1
+            registered.guesses.not_heard()
+            return None
         elif not good:
-            reason = "password"
+            too_many = not registered.is_at(address) and registered.guesses.wrong(address[0], now)
+            reason = "guessing" if too_many else "password"
         elif not registered.allows(address[0]):
             reason = "network"
         else:
             return registered
         self.counters.unauthorized += 1
         line = registered.line.name if registered else None
-        self.events.append(events.Unauthenticated(goip_id, line, address, reason))
+        unheard = registered.guesses.take_unheard() if registered else 0
+        self.events.append(events.Unauthenticated(goip_id, line, address, reason, 1 + unheard))
         return None
 
     def _reply(self, reply: bytes, request_size: int, address: Address) -> None:
         if len(reply) <= request_size:  # never an amplifier, whatever the request was
             self.datagrams.append((reply, address))
 
-    def is_from_a_line(self, data: bytes, address: Address) -> bool:
+    def is_from_a_line(self, data: bytes, address: Address, now: float) -> bool:
         """Whether a datagram would be listened to; a look that changes nothing."""
         try:
             message = wire.decode(data)
@@ -404,6 +420,7 @@ class SmsServer:
             password = message.password.encode(errors="replace")
             return (
                 registered is not None
+                and registered.hears(address, now)
                 and hmac.compare_digest(password, registered.password)
                 and registered.allows(address[0])
             )

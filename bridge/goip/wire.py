@@ -396,12 +396,13 @@ def _split_around(header: bytes, name: str, behind: tuple[str, ...]) -> tuple[st
     Fields in front of it are safe from what it holds. Of those behind it each counts where it is said last, which is
     the box's own word: so nobody changes the id, the password or another field by the name that he gives himself.
     """
+    header = header.rstrip(_PADDING)
     folded = header.lower()
     at = folded.find(f";{name}:".encode())
     if at < 0:
-        head, *pieces = _pieces(header)
+        head, *pieces = _split(header)
         return head, pieces, _fields(pieces)
-    head, *pieces = _pieces(header[:at])
+    head, *pieces = _split(header[:at])
     fields = _fields(pieces)
     begin = at + len(name) + 2
     last = (
@@ -410,7 +411,7 @@ def _split_around(header: bytes, name: str, behind: tuple[str, ...]) -> tuple[st
         if not any(key in fields for key in keys)
     )
     end = min((place for place in last if place >= 0), default=len(header))
-    text, rest = _text(header[begin:end]), _pieces(header[end + 1 :]) if end < len(header) else []
+    text, rest = _decoded(header[begin:end]), _split(header[end + 1 :]) if end < len(header) else []
     pairs = [piece.partition(":") for piece in rest]
     fields = {key.strip().lower(): value for key, colon, value in pairs if colon} | fields | {name: text}
     return head, [*pieces, f"{name}:{text}", *rest], fields
@@ -558,16 +559,24 @@ def sanitise(raw: bytes) -> tuple[str, bool]:
     return text, damaged
 
 
+_PADDING = b"\r\n\0 "
+"What boxes put behind a message (§1.1)."
+
+
 def _text(data: bytes) -> str:
-    return data.decode(errors="replace").rstrip("\r\n\0 ").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return _decoded(data.rstrip(_PADDING))
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _pieces(data: bytes) -> list[str]:
-    return _limited(_text(data))
+    return _split(data.rstrip(_PADDING))
 
 
-def _limited(text: str) -> list[str]:
-    pieces = text.split(";", MAX_FIELDS)
+def _split(data: bytes) -> list[str]:
+    pieces = _decoded(data).split(";", MAX_FIELDS)
     if len(pieces) > MAX_FIELDS:
         raise WireError("too many fields")
     return pieces

@@ -230,6 +230,13 @@ def test_a_sender_that_looks_like_a_field_changes_no_field(frame, name):
         assert message.srcnum == name
 
 
+@pytest.mark.parametrize("frame", FRAMES, ids=str)
+def test_a_password_with_a_blank_behind_it_is_another_one(frame):
+    front, behind = frame
+    padded = [part.replace("pw1", "pw1 ") for part in (front, behind)]
+    assert decode(f"RECEIVE:1;{padded[0]}srcnum:+49{padded[1]};srcnum:1;msg:x").password == "pw1 "
+
+
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20), st.sampled_from(FRAMES))
 def test_no_sender_changes_who_the_gateway_is(name, frame):
     front, behind = frame
