@@ -144,6 +144,8 @@ class Bridge:
         "Commands that another bridge may have carried out, and that are not carried out here; to be told."
         self._listening = True
         "Commands are subscribed to."
+        self._looking = False
+        "Connected, and what the broker has on our own topics is not heard yet; or it could not be kept."
         self._taking = False
         "The rest of the backlog has its turn in the event loop: more commands wait behind it."
         self._inbox: list[Incoming] = []
@@ -563,10 +565,19 @@ class Bridge:
             self._stand_by()
 
     def _ask(self, *, resumed: bool) -> None:
-        """Whether another bridge serves our base topic: until that is known no command is taken, and of the retained
-        topics only the one says something that says who we are.
-        """
+        """Whether another bridge serves our base topic."""
         self.lease.ask(self.clock.monotonic(), resumed=resumed)
+        self._question()
+
+    def _question(self) -> None:
+        """Until it is answered no command is taken, and of the retained topics only the one that says who we are says
+        something. It overwrites what another bridge said there, so that is kept first.
+        """
+        self._save_role()
+        if self._stalled:
+            self._looking = True  # later, then
+            return
+        self._looking = False
         self.publisher.say_only(self._own_topics[1:2])
         self._publish_bridge()
         self.publisher.say_again(self._own_topics[1])
@@ -577,6 +588,9 @@ class Bridge:
         lease, now = self.lease, self.clock.monotonic()
         if self._stopping or self.link is None or not self.link.connected:
             return  # there is nobody to ask
+        if self._looking:
+            self.link.probe()
+            return
         if lease.is_to_ask(now):
             self._ask(resumed=False)
         if lease.awaits_broker and not self.publisher.waits(self._own_topics[1]):
@@ -640,8 +654,8 @@ class Bridge:
             self._notices.append({"event_type": "takeover", "message": message})
 
     def _save_role(self) -> None:
-        since = self.lease.since or ""
-        if self._stalled or since == self._saved_role or self.lease.role is Role.ASKING:
+        since = self.lease.kept
+        if self._stalled or since is None or since == self._saved_role:
             return
         if self._commit([], lambda _batch: self.store.put(SERVING_SINCE, since)):
             self._saved_role = since
@@ -714,6 +728,8 @@ class Bridge:
     def proved(self, sent_at: float) -> None:
         """The broker answered what was sent then: commands may have waited for that."""
         self.lease.proved(sent_at, self.clock.monotonic())
+        if self._looking:
+            self._question()
         if self._backlog and not self._taking:
             self._take_commands()
 
@@ -735,7 +751,11 @@ class Bridge:
         self.discovery.connected()
         self._listening = True
         self.publisher.connected()
-        self._ask(resumed=session_present)
+        self.publisher.say_only(())
+        self.lease.ask(self.clock.monotonic(), resumed=session_present)
+        self._looking = True
+        if self.link is not None:
+            self.link.probe()
 
     def disconnected(self, reason: str) -> bool:
         """The broker is gone; true when that was its answer to one publication."""

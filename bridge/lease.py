@@ -52,6 +52,8 @@ class Lease:
         self.since = since or None
         self.rival = ""
         "The instance of another bridge that was heard of."
+        self.yielded = since == ""
+        "Another one served since this one did. To be kept in the store (`kept`) before the broker has a word of ours."
         self.succeeds = False
         "Another one served meanwhile: it may have carried out what waited for us at the broker."
         self._contested = False
@@ -86,9 +88,10 @@ class Lease:
 
     def ask(self, now: float, *, resumed: bool) -> None:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
-        self._contested = self.role is Role.STANDING_BY
+        self._contested = self.yielded
         self.role, self._resumed = Role.ASKING, resumed
-        self.succeeds = self._challenged = self._doubtful = self._stood_still = False
+        self.succeeds = self.yielded and resumed
+        self._challenged = self._doubtful = self._stood_still = False
         self._until = None
 
     def hear(self, info: bytes, now: float, *, retain: bool) -> bool:
@@ -109,14 +112,14 @@ class Lease:
             return False
         self.rival = instance[:32]
         if self.role is Role.ASKING and since is not None:
-            self.succeeds = self.succeeds or self._resumed
+            self.yielded, self.succeeds = True, self.succeeds or self._resumed
             self.since = None  # whoever serves goes on
         if retain:
             self._contested = True
             return False
         theirs = (since is None, str(since or kept or _NEVER), started, instance)
         if theirs < (self.role is Role.ASKING, self.since or _NEVER, self._started_at, self._instance):
-            self.succeeds = self.succeeds or self.role is Role.SERVING
+            self.yielded, self.succeeds = True, self.succeeds or self.role is Role.SERVING
             self.role, self.since, self._until = Role.STANDING_BY, None, now + AGAIN_S
             return False
         if self.role is Role.SERVING:
@@ -136,11 +139,19 @@ class Lease:
         if self.role is Role.ASKING and self._until is None:
             self._until = now + ANSWER_S if self._contested else now
         elif self.role is Role.SERVING and not self._said:
-            self._said = True
+            self._said, self.yielded = True, False
             if self._challenged:
                 self._answered_at, self._quiet_until = now, now + ANSWER_S
             return True
         return False
+
+    @property
+    def kept(self) -> str | None:
+        """What is to be kept in the store: since when this bridge serves, empty when it gave way; None is nothing new.
+
+        What it has on `bridge/info` would hide from its next run that another one served.
+        """
+        return "" if self.yielded else self.since
 
     @property
     def awaits_broker(self) -> bool:
