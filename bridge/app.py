@@ -191,7 +191,7 @@ class Bridge:
         self._own_topics = tuple(self.topics.bridge(name) for name in ("availability", "info", "health"))
         since = store.get(SERVING_SINCE)
         self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since)
-        self._saved_role = since or ""
+        self._saved_role = since
         self._fenced = since == ""
         "Another bridge may be at work in our place: nothing new is sent."
         self._stall_drops = 0
@@ -559,6 +559,7 @@ class Bridge:
             return  # no command is taken any more: whoever asks may serve
         before = self.lease.role
         if self.lease.hear(message.payload, self.clock.monotonic(), retain=message.retain):
+            self._save_role()
             self.publisher.say_again(message.topic)
             self._tell_rival("It stands by as long as this one serves")
         elif self.lease.role is not before:
@@ -591,6 +592,7 @@ class Bridge:
         if self._looking:
             self.link.probe()
             return
+        lease.settle(now)
         if lease.is_to_ask(now):
             self._ask(resumed=False)
         if lease.awaits_broker and not self.publisher.waits(self._own_topics[1]):

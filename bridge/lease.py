@@ -120,6 +120,7 @@ class Lease:
         theirs = (since is None, str(since or kept or _NEVER), started, instance)
         if theirs < (self.role is Role.ASKING, self.since or _NEVER, self._started_at, self._instance):
             self.yielded, self.succeeds = True, self.succeeds or self.role is Role.SERVING
+            self._challenged = False
             self.role, self.since, self._until = Role.STANDING_BY, None, now + AGAIN_S
             return False
         if self.role is Role.SERVING:
@@ -147,11 +148,13 @@ class Lease:
 
     @property
     def kept(self) -> str | None:
-        """What is to be kept in the store: since when this bridge serves, empty when it gave way; None is nothing new.
+        """What is to be kept in the store: since when this bridge serves, empty when it gave way or may have to. None is
+        nothing new.
 
-        What it has on `bridge/info` would hide from its next run that another one served.
+        To be kept before this bridge says anything: what it says on `bridge/info`, and what of it arrives late, hides
+        from its next run that another one served.
         """
-        return "" if self.yielded else self.since
+        return "" if self.yielded or self._challenged else self.since
 
     @property
     def awaits_broker(self) -> bool:
@@ -162,6 +165,11 @@ class Lease:
     def may_have_missed(self) -> bool:
         """Commands that are dropped now may have been carried out by nobody."""
         return self.succeeds or self._doubtful
+
+    def settle(self, now: float) -> None:
+        """Whoever asked, or claimed to serve, has not objected to our answer."""
+        if not self._is_quiet(now):
+            self._challenged = False
 
     def is_to_ask(self, now: float) -> bool:
         """Nothing was heard of the one that serves for long enough."""
