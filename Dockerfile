@@ -34,7 +34,7 @@ VOLUME /data
 USER 10001:10001
 EXPOSE 44444/udp
 
-# Asks the broker, with the bridge's own configuration, whether goip/bridge/availability says online.
+# Asks the bridge itself, by the socket beside its store: a broker that is asked could take it for the bridge.
 HEALTHCHECK --interval=15s --timeout=15s --start-period=30s --retries=3 CMD ["goip-bridge", "health"]
 ENTRYPOINT ["goip-bridge"]
 CMD ["run"]

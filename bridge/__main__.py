@@ -18,13 +18,12 @@ COMMANDS = {
     "selftest": ("bridge.selftest", "find out whether a line's firmware sends an SMS again when it is asked about it"),
     "monitor": ("bridge.monitor", "watch the lines, their queues and their traffic"),
     "doctor": ("bridge.doctor", "find what is wrong, and say what to do"),
-    "health": ("bridge.doctor:health_", "exit 0 when the bridge is online; for containers"),
+    "health": ("bridge.health", "exit 0 when the bridge works; for containers"),
     "config": ("bridge.config_cli", "check, show or describe the configuration"),
     "schema": ("bridge.schema", "write the JSON Schemas of all payloads"),
     "sim": ("bridge.sim.cli", "run simulated GoIP lines against an SMS server"),
 }
-"""Module and summary; a module has `add_arguments(parser)` and `main(args) -> int`, and is imported when chosen. What
-follows a colon is in front of these two names."""
+"Module and summary; a module has `add_arguments(parser)` and `main(args) -> int`, and is imported when chosen."
 INTERRUPTED = 130
 "128 + SIGINT, as shells have it."
 
@@ -60,10 +59,9 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     for name, (module_name, summary) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         if name == chosen:
-            path, _, prefix = module_name.partition(":")
-            module = importlib.import_module(path)
-            getattr(module, f"{prefix}add_arguments")(subparser)
-            subparser.set_defaults(main=getattr(module, f"{prefix}main"))
+            module = importlib.import_module(module_name)
+            module.add_arguments(subparser)
+            subparser.set_defaults(main=module.main)
     return parser
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import aiomqtt
 from aiomqtt import ProtocolVersion
 from aiomqtt.exceptions import MqttConnectError
-from paho.mqtt.client import DisconnectFlags
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, DisconnectFlags
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -54,6 +54,8 @@ class Client(aiomqtt.Client):
 
     version: Literal["5", "3.1.1"]
     url: str
+    session_present = False
+    "The broker had a session of our client id."
     _code = 0
 
     async def send(
@@ -69,6 +71,14 @@ class Client(aiomqtt.Client):
         codes = await self.subscribe([(topic_filter, qos) for topic_filter in filters])
         values = [code.value if isinstance(code, ReasonCode) else code for code in codes]
         return [topic_filter for topic_filter, value in zip(filters, values, strict=True) if value >= REFUSED]
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Properties | None = None
+    ) -> None:
+        self.session_present = bool(flags.session_present)
+        if self.session_present:  # somebody else's: what waits in it is for him, and is not acknowledged here
+            client.manual_ack_set(True)
+        super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
@@ -185,8 +195,36 @@ class _UnansweredError(ConnectError):
 
 
 async def _open(settings: Settings, role: str, version: Literal["5", "3.1.1"]) -> Client:
+    """Connect. Where there is a user name, not before it is known that this takes nobody's place."""
+    identifier = f"goip-bridge-{role}-{secrets.token_hex(4)}"
+    if settings.mqtt.username is not None or settings.mqtt.cert_file is not None:
+        await _refuse_to_take_over(settings, identifier, version)
+    return await _connected(settings, identifier, version, clean=True)
+
+
+async def _refuse_to_take_over(settings: Settings, identifier: str, version: Literal["5", "3.1.1"]) -> None:
+    """Some brokers take the user name for the client id (`use_username_as_clientid` of mosquitto), and then we are the
+    bridge: it is pushed out, and a clean session would throw away its commands. They do not say so; but a session that
+    is there for an id that nobody ever had can only be that. It stays as it is, with all that waits in it.
+    """
+    client = await _connected(settings, identifier, version, clean=False)
+    present = client.session_present
+    with contextlib.suppress(aiomqtt.MqttError):
+        await client.__aexit__(None, None, None)
+    if present:
+        raise ConnectError(
+            f"{client.url}: the broker takes the user name for the client id, so this command would take the place of "
+            "the bridge, and of its waiting commands; give it a user of its own, as in --url "
+            "mqtt://user:password@host, or switch use_username_as_clientid off. A bridge that runs was cut off, and "
+            "connects again within a minute or two"
+        )
+
+
+async def _connected(settings: Settings, identifier: str, version: Literal["5", "3.1.1"], *, clean: bool) -> Client:
     mqtt = settings.mqtt
     broker, url = address(settings)
+    kept = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    kept.SessionExpiryInterval = _link_config(broker, mqtt).session_expiry_s
     transport: Literal["tcp", "websockets", "unix"] = "tcp"
     if broker.scheme in ("ws", "wss"):
         transport = "websockets"
@@ -198,9 +236,11 @@ async def _open(settings: Settings, role: str, version: Literal["5", "3.1.1"]) -
             broker.port or DEFAULT_PORT,
             username=mqtt.username,
             password=mqtt.password.get_secret_value() if mqtt.password else None,
-            identifier=f"goip-bridge-{role}-{secrets.token_hex(4)}",
+            identifier=identifier,
             protocol=ProtocolVersion.V5 if version == "5" else ProtocolVersion.V311,
-            clean_session=None if version == "5" else True,
+            clean_session=None if version == "5" else clean,
+            clean_start=clean if version == "5" else MQTT_CLEAN_START_FIRST_ONLY,
+            properties=kept if version == "5" and not clean else None,
             transport=transport,
             timeout=CONNECT_S,
             keepalive=30,

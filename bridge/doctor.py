@@ -1,5 +1,4 @@
 """`goip-bridge doctor`: looks at everything a bridge needs and says what is wrong, and what to do about it.
-`goip-bridge health`: whether the bridge is online, for containers.
 
 The doctor takes the same configuration as the bridge and may run beside it: it takes no lock of the store, and what it
 publishes (a ping, and a probe on the bridge's own result topic) changes nothing.
@@ -580,33 +579,3 @@ def _own_address() -> str:
         except OSError:
             return "(this machine's address)"
         return str(probe.getsockname()[0])
-
-
-# -- health
-
-
-def health_add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `goip-bridge health`."""
-    parser.description = "Exit status 0 when the bridge is online, else 1 and one line that says why."
-    mqtt.add_arguments(parser)
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="wait S seconds for it (default 5)")
-
-
-def health_main(args: argparse.Namespace) -> int:
-    """Ask the broker for `bridge/availability`."""
-    return mqtt.run(args, lambda settings: _health(settings, args.timeout))
-
-
-async def _health(settings: Settings, seconds: float) -> int:
-    topic = Topics(settings.base_topic).bridge("availability")
-    said = "nothing"
-    try:
-        async with asyncio.timeout(seconds), mqtt.connect(settings, "health") as client:
-            await client.listen(topic)
-            async for message in client.messages:
-                said = bytes(message.payload).decode(errors="replace")
-                if said == "online":
-                    return 0
-    except TimeoutError:
-        terminal.complain(f"not healthy: {topic} says {said} after {seconds:g} s")
-    return 1

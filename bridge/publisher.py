@@ -372,6 +372,11 @@ class Publisher:
         return self._born and self._birth not in self._in_flight.values()
 
     @property
+    def said_online(self) -> bool:
+        """The broker has acknowledged `online` on this connection."""
+        return self._birth.body == b"online" and self._born and self._birth not in self._in_flight.values()
+
+    @property
     def idle(self) -> bool:
         """Nothing is in flight and nothing waits that could be sent now."""
         states = self._only is None and (self._to_send or not self._born)

@@ -8,8 +8,10 @@ import signal
 from collections.abc import Callable
 
 from bridge import settings as configuration
+from bridge import status
 from bridge.app import Bridge, PortUnusable
 from bridge.broker import BrokerError, EmbeddedBroker
+from bridge.health import HealthSocket, socket_path
 from bridge.settings import BrokerUrl, ConfigError, Settings
 from bridge.store import Store, StoreError, StoreUnusable
 from bridge.supervisor import RESTART, Keeper
@@ -68,7 +70,12 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
             bridge.mqtt_version = "3.1.1"  # amqtt leaves a client that asks for MQTT 5 without an answer
         loop.add_signal_handler(signal.SIGHUP, bridge.reload_on_signal)
         bridge.can_restart = keeper.restarts
-        await bridge.run(stop, address, keeper.held, serving)
+        health = HealthSocket(socket_path(settings.store.path), lambda: status.healthy(bridge))
+        health.start()
+        try:
+            await bridge.run(stop, address, keeper.held, serving)
+        finally:
+            health.close()
         if bridge.restart_asked:
             return RESTART
     except (StoreUnusable, BrokerError) as error:

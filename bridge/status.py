@@ -218,6 +218,17 @@ def ready(bridge: "Bridge") -> dict[str, Check]:
     return checks
 
 
+def healthy(bridge: "Bridge") -> dict[str, Check]:
+    """Whether all is well with this bridge: alive and ready, or standing by for another one."""
+    checks = ready(bridge) | alive(bridge)
+    role, rival = bridge.lease.role, bridge.lease.rival
+    if role is Role.STANDING_BY or (role is Role.ASKING and bridge.fenced):
+        checks["serving"] = {"ok": True, "reason": f"stands by while another bridge, {rival!r}, serves"}
+    elif not bridge.publisher.said_online:
+        checks["serving"] = {"ok": False, "reason": "connects, and has not said `online` yet"}
+    return checks
+
+
 # -- the whole -------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
-"""`goip-bridge doctor` finds what is wrong and says what to do; `goip-bridge health` is its short sister."""
+"""`goip-bridge doctor` finds what is wrong and says what to do."""
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -10,17 +9,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import aiomqtt
 import pytest
-import yaml
 from paho.mqtt import publish
-from test_send import Installation, cli, environment, faults
+from test_send import Installation, cli, environment
 
 from bridge import doctor
 from bridge.doctor import Report, examine_host
 from bridge.settings import Settings
 from bridge.store import MIGRATIONS, Store
-from brokers import SERVER_NAME, Mosquitto, amqtt_broker, find_mosquitto, free_port, make_certificates
+from brokers import Mosquitto, find_mosquitto, free_port
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
@@ -231,73 +228,6 @@ def test_passwords_of_a_few_digits_are_noted(tmp_path, passwords, found):
     notes = [f"{one.what}: {one.text}" for one in report.findings if one.level == "note" and "guessed" in one.text]
     assert notes == ([] if found is None else [found])
     assert not any(password in one.text + one.advice for one in report.findings for password in set(passwords) - {"1"})
-
-
-# -- health
-
-
-@needs_mosquitto
-def test_health_is_0_while_the_bridge_is_online(installation):
-    result = installation.cli("health")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-
-
-@needs_mosquitto
-def test_health_of_a_bridge_that_is_offline_or_unknown_is_1(tmp_path):
-    with Mosquitto(tmp_path) as broker:
-        arguments = ("health", "--timeout", "0.8", "--url", f"mqtt://127.0.0.1:{broker.port}")
-        result = cli(tmp_path, *arguments)
-        assert result.returncode == 1
-        assert faults(result) == ["not healthy: goip/bridge/availability says nothing after 0.8 s"]
-        publish.single("goip/bridge/availability", "offline", 1, True, hostname=broker.host, port=broker.port)
-        result = cli(tmp_path, *arguments)
-        assert result.returncode == 1
-        assert faults(result) == ["not healthy: goip/bridge/availability says offline after 0.8 s"]
-
-
-def test_health_without_a_broker_is_1_and_one_line(tmp_path):
-    result = cli(tmp_path, "health", "--url", f"mqtt://127.0.0.1:{free_port()}")
-    assert result.returncode == 1
-    assert len(faults(result)) == 1
-
-
-@needs_mosquitto
-@pytest.mark.parametrize("kind", ["unix", "ws", "mqtts"])
-def test_health_knows_every_way_to_a_broker(tmp_path, kind):
-    certificates = make_certificates(tmp_path)
-    with Mosquitto(tmp_path, tls=certificates, unix=True, websockets=True) as broker:
-        publish.single("goip/bridge/availability", "online", 1, True, hostname=broker.host, port=broker.port)
-        mqtt = {
-            "unix": {"url": f"unix://{broker.unix_path}"},
-            "ws": {"url": f"ws://127.0.0.1:{broker.websockets_port}/mqtt"},
-            "mqtts": {
-                "url": f"mqtts://127.0.0.1:{broker.tls_port}",
-                "server_name": SERVER_NAME,
-                "ca_file": str(certificates.ca),
-                "cert_file": str(certificates.client_cert),
-                "key_file": str(certificates.client_key),
-            },
-        }[kind]
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"mqtt": mqtt}))
-        result = cli(tmp_path, "health")
-        assert (result.returncode, result.stderr) == (0, "")
-        if kind == "mqtts":
-            (tmp_path / "config.yaml").write_text(yaml.safe_dump({"mqtt": {"url": mqtt["url"]}}))
-            result = cli(tmp_path, "health")
-            assert result.returncode == 1
-            assert "check mqtt.ca_file and mqtt.server_name" in faults(result)[0]
-
-
-async def test_health_falls_back_to_mqtt_3_where_the_broker_knows_no_5(tmp_path):
-    async with amqtt_broker() as port:
-        async with aiomqtt.Client("127.0.0.1", port) as client:
-            await client.publish("goip/bridge/availability", "online", qos=1, retain=True)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bridge", "health", "--url", f"mqtt://127.0.0.1:{port}", "--timeout", "15",
-            cwd=tmp_path, stderr=asyncio.subprocess.PIPE, env=environment(),
-        )  # fmt: skip
-        _, err = await process.communicate()
-    assert (process.returncode, err) == (0, b"")
 
 
 def test_a_tcp_port_of_another_program_is_a_problem(tmp_path):
