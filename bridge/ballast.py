@@ -7,6 +7,7 @@ the store takes no commands (`bridge.intake`), so that the space is left to inbo
 import contextlib
 import logging
 import os
+import stat
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,9 @@ class Ballast:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.spent = path.exists() and path.stat().st_size == 0
+        with contextlib.suppress(OSError):
+            os.close(open_private(path, os.O_RDWR))  # mends the mode of an older one
+        self.spent = path.is_file() and not path.is_symlink() and path.stat().st_size == 0
         "The space was given up, and there is still too little room to hold it again."
         self._said = False
         if _free(path) < LEAST_BYTES:
@@ -43,12 +46,15 @@ class Ballast:
                 )
             return
         try:
-            with self._path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+            file = open_private(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            try:
+                os.posix_fallocate(file, 0, BALLAST_BYTES)
+            finally:
+                os.close(file)
         except OSError as error:
             log.warning("%s: no space can be held for when the disk is full: %s", self._path, error.strerror)
             with contextlib.suppress(OSError):
-                os.truncate(self._path, 0) if self.spent else self._path.unlink()
+                _empty(self._path) if self.spent else self._path.unlink()
             return
         if self.spent:
             self.spent = False
@@ -59,7 +65,7 @@ class Ballast:
         if self.spent or not self._path.exists():
             return
         with contextlib.suppress(OSError):
-            os.truncate(self._path, 0)
+            _empty(self._path)
             self.spent = True
             log.error(
                 "%s: the disk is full. The space held for this, %d MiB, is given up: what gateways say is still "
@@ -69,10 +75,25 @@ class Ballast:
             )
 
 
+def open_private(path: Path, flags: int) -> int:
+    """A file of ours beside the store, for its owner alone, also where an older one was for all. A symbolic link there
+    is not followed, nor anything opened that may make us wait. Raises OSError.
+    """
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # another user's: as it was
+        if stat.S_IMODE(os.fstat(file).st_mode) & 0o077:
+            os.fchmod(file, 0o600)
+    return file
+
+
+def _empty(path: Path) -> None:
+    os.close(open_private(path, os.O_WRONLY | os.O_TRUNC))
+
+
 def _held(path: Path) -> int:
     """Bytes of the disk that a file has, which are fewer than its size if it was copied with holes."""
     try:
-        return path.stat().st_blocks * 512
+        return path.lstat().st_blocks * 512
     except FileNotFoundError:
         return 0
 

@@ -37,7 +37,14 @@ _silence.setLevel(logging.CRITICAL + 1)
 
 PAGE = Path(__file__).parent / "web" / "index.html"
 MAX_CONNECTIONS = 64
-"At a time; more are closed at once. Each takes one of the files that the process may open."
+"At a time, for the page and all else. Each takes one of the files that the process may open."
+MAX_AT_DOOR = 256
+"""More of them are let in for health checks alone, and the one that has been there longest makes room: whoever holds
+connections open can't keep a health check out. More than the kernel lets wait (`BACKLOG`), so that one that sends its
+request at once is answered before those that came with it could push it out."""
+BACKLOG = 128
+DOOR_S = 3.0
+"Within this time the request has to be there."
 MAX_STREAMS = 20
 MAX_BODY = 64 << 10
 MAX_LINE = 8190
@@ -94,6 +101,7 @@ class HttpListener:
         self._status = _Fresh(lambda: status.document(bridge, recent))
         self._metrics = _Fresh(lambda: metrics.render(bridge))
         self._streams = 0
+        self._at_door: dict[_Door, None] = {}
         self._coming = 0
         "Connections that aiohttp's server will know of in a moment."
         app = web.Application(middlewares=[self._limits], client_max_size=MAX_BODY)
@@ -119,7 +127,9 @@ class HttpListener:
     async def start(self) -> None:
         """Begin to serve."""
         await self._runner.setup()
-        self._server = await asyncio.get_running_loop().create_server(self._protocol, sock=self._socket, backlog=128)
+        self._server = await asyncio.get_running_loop().create_server(
+            self._protocol, sock=self._socket, backlog=BACKLOG
+        )
         host, port = self._socket.getsockname()[:2]
         log.info("status page and metrics on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
@@ -127,6 +137,8 @@ class HttpListener:
         """Stop; whoever still listens is cut off."""
         if self._server is not None:
             self._server.close()
+        for door in list(self._at_door):
+            door.close()
         await self._runner.cleanup()
 
     def _protocol(self) -> asyncio.Protocol:
@@ -134,7 +146,7 @@ class HttpListener:
         server = self._runner.server
         assert server is not None
         if len(server.connections) + self._coming >= MAX_CONNECTIONS:
-            return _Closed()
+            return _Door(self._bridge, self._at_door)
         self._coming += 1
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._has_come)  # behind the call that makes it known
@@ -294,12 +306,52 @@ class _Fresh:
             return self._made
 
 
-class _Closed(asyncio.Protocol):
-    """A connection too many."""
+class _Door(asyncio.Protocol):
+    """A connection beyond `MAX_CONNECTIONS`: a health check is answered, at once, and everything else refused."""
+
+    def __init__(self, bridge: Bridge, others: "dict[_Door, None]") -> None:
+        self._bridge = bridge
+        self._others = others
+        self._head = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+        self._transport = transport
+        if len(self._others) >= MAX_AT_DOOR:
+            next(iter(self._others)).close()
+        self._others[self] = None
+        self._end = asyncio.get_running_loop().call_later(DOOR_S, self.close)
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        if b"\r\n\r\n" in self._head:
+            self._transport.write(_answer_at_door(self._bridge, self._head))
+            self._transport.close()
+        elif len(self._head) > MAX_LINE:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end.cancel()
+        self._others.pop(self, None)
+
+    def close(self) -> None:
+        """Without a word."""
+        self._others.pop(self, None)
+        self._transport.abort()
+
+
+def _answer_at_door(bridge: Bridge, head: bytes) -> bytes:
+    method, _, rest = head.partition(b" ")
+    path = rest.partition(b" ")[0].partition(b"?")[0]
+    if method in (b"GET", b"HEAD") and path in (b"/livez", b"/readyz"):
+        code, body = _checks(status.alive(bridge) if path == b"/livez" else status.ready(bridge))
+    else:
+        message = f"{MAX_CONNECTIONS} connections are open already: only health checks are answered"
+        code, body = 503, orjson.dumps({"status": "error", "code": None, "message": message})
+    reason = {200: "OK", 503: "Service Unavailable"}[code]
+    headers = _headers("application/json") | {"Content-Length": str(len(body)), "Connection": "close"}
+    lines = [f"HTTP/1.1 {code} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + (body if method != b"HEAD" else b"")
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -320,9 +372,13 @@ async def _give(
 
 
 async def _give_checks(request: web.Request, checks: dict[str, status.Check]) -> web.StreamResponse:
+    code, body = _checks(checks)
+    return await _give(request, body, "application/json", code=code)
+
+
+def _checks(checks: dict[str, status.Check]) -> tuple[int, bytes]:
     ok = all(check["ok"] for check in checks.values())
-    body = orjson.dumps({"ok": ok, "checks": checks})
-    return await _give(request, body, "application/json", code=200 if ok else 503)
+    return 200 if ok else 503, orjson.dumps({"ok": ok, "checks": checks})
 
 
 def _problem(code: int, message: str, word: Code | None = None) -> web.Response:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bridge.ballast import Ballast
+from bridge.ballast import Ballast, open_private
 from bridge.goip.line import Proof
 from bridge.goip.server import LineMemory
 
@@ -253,7 +253,7 @@ class Store:
         It is overwritten in place: emptied first, it would stay empty on a full disk, and the store look restored.
         """
         with contextlib.suppress(OSError):
-            file = os.open(self._witness, os.O_WRONLY | os.O_CREAT, 0o666)
+            file = open_private(self._witness, os.O_WRONLY | os.O_CREAT)
             try:
                 os.write(file, b"%020d\n" % self._epoch)
                 if self._epoch == 0:
@@ -579,7 +579,10 @@ class Store:
 
 
 def _number_in(path: Path) -> int | None:
+    if path.is_symlink():  # it could not be written, and the store would look restored at every start
+        raise StoreUnusable(f"{path}: is a symbolic link, which is not followed: put the file itself there")
     try:
-        return int(path.read_text())
+        with os.fdopen(open_private(path, os.O_RDONLY)) as file:
+            return int(file.read(100))
     except (OSError, ValueError):
         return None

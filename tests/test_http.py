@@ -606,9 +606,8 @@ async def test_many_connections_and_garbage_cost_the_lines_nothing(tmp_path: Pat
             closed = [asyncio.create_task(reader.read()) for reader in readers[-http.MAX_CONNECTIONS :]]
             async with asyncio.timeout(http.IDLE_S - 3):  # not for being idle
                 await asyncio.gather(*closed, return_exceptions=True)
-            assert (
-                len(os.listdir(f"/proc/{bridge.worker_pid}/fd")) <= files + http.MAX_CONNECTIONS + 2
-            )  # the broker is tried again
+            # Those beyond the limit were only let in as far as the door; the broker is tried again.
+            assert len(os.listdir(f"/proc/{bridge.worker_pid}/fd")) <= files + http.MAX_CONNECTIONS + 2
             await line.register()
         await stack.aclose()
         await client.until("/livez", lambda answer: answer[0] == 200)
@@ -622,6 +621,61 @@ async def test_many_connections_and_garbage_cost_the_lines_nothing(tmp_path: Pat
                         assert not (await reader.read()).startswith(b"HTTP/1.1 200")
                 writer.close()
         assert len(bridge.log) - written < 1000, bridge.log[written:][:3000]
+
+
+async def raw(port: int, request: bytes) -> bytes:
+    """The answer, headers and all."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        async with asyncio.timeout(LIMIT_S):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("held", [http.MAX_CONNECTIONS, http.MAX_CONNECTIONS + http.MAX_AT_DOOR + 100])
+async def test_connections_that_are_held_open_keep_no_health_check_out(tmp_path: Path, held: int) -> None:
+    async with served(tmp_path) as (bridge, client), contextlib.AsyncExitStack() as stack:
+        await client.session.close()  # its own connection would stay
+        files = len(os.listdir(f"/proc/{bridge.worker_pid}/fd"))
+
+        async def hold(number: int) -> None:
+            _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+            stack.callback(writer.close)
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " if number % 2 else b"")  # never ends
+
+        for number in range(held):
+            await hold(number)
+        for number in range(40):
+            await asyncio.gather(*(hold(number) for number in range(10)))  # and they go on coming
+            for path, code in (("/livez", 200), ("/readyz", 503), ("/readyz?verbose=1", 503)):
+                answer = await raw(client.port, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert answer.startswith(f"HTTP/1.1 {code} ".encode()), (number, path, answer)
+                head, _, body = answer.partition(b"\r\n\r\n")
+                assert f"Content-Length: {len(body)}".encode() in head
+                assert "checks" in json.loads(body)
+        assert (await raw(client.port, b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")).endswith(b"\r\n\r\n")
+        for request in (b"GET / HTTP/1.1", b"GET /status.json HTTP/1.1", b"POST /livez HTTP/1.1", b"\xff\0 junk"):
+            refused = await raw(client.port, request + b"\r\nHost: x\r\n\r\n")
+            assert refused.startswith(b"HTTP/1.1 503 "), refused
+            assert b"only health checks" in refused
+        assert len(os.listdir(f"/proc/{bridge.worker_pid}/fd")) <= files + http.MAX_CONNECTIONS + http.MAX_AT_DOOR + 2
+
+
+async def test_what_waits_at_the_door_is_closed_and_leaves_nothing(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_bridge, client), contextlib.AsyncExitStack() as stack:
+        await client.session.close()
+        for _ in range(http.MAX_CONNECTIONS):
+            _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+            stack.callback(writer.close)
+        assert await raw(client.port, b"GET /livez HTTP/1.1\r\n") == b""  # its time is over
+        with contextlib.suppress(ConnectionError):
+            assert await raw(client.port, b"GET /livez HTTP/1.1\r\nX: " + b"x" * 2 * http.MAX_LINE) == b""
+        await stack.aclose()
+        async with aiohttp.ClientSession() as session:
+            again = Http(session, client.port)
+            assert (await again.until("/", lambda answer: answer[0] == 200))[0] == 200
 
 
 async def test_a_stream_that_does_not_read_is_closed_and_costs_no_memory(

@@ -1,6 +1,7 @@
 """The store as a file: migrations, what it refuses, and what survives."""
 
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
 
@@ -175,8 +176,54 @@ def test_a_store_that_was_deleted_begins_anew(tmp_path: Path) -> None:
 
 
 def test_nobody_else_may_read_a_new_store(tmp_path: Path) -> None:
-    with contextlib.closing(Store(tmp_path / "bridge.db")) as store, store.transaction():
+    with contextlib.closing(Store(tmp_path / "bridge.db", ballast=True)) as store, store.transaction():
         store.put("a", 1)
-        names = [path for path in tmp_path.iterdir() if not path.name.endswith("-epoch")]
-        assert len(names) >= 2
+        names = list(tmp_path.iterdir())
+        assert {"bridge.db", "bridge.db-epoch", "bridge.db-ballast"} < {path.name for path in names}
         assert {path.stat().st_mode & 0o777 for path in names} == {0o600}
+
+
+def test_files_of_an_older_version_are_closed_to_others(tmp_path: Path) -> None:
+    files = [tmp_path / "bridge.db-epoch", tmp_path / "bridge.db-ballast"]
+    use(tmp_path / "bridge.db")
+    Store(tmp_path / "bridge.db", ballast=True).close()
+    for file in files:
+        file.chmod(0o666)
+    Store(tmp_path / "bridge.db", ballast=True).close()
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+    assert not restored(tmp_path / "bridge.db")
+
+
+def test_no_file_of_somebody_else_is_written_through_a_link(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "a.db-ballast").symlink_to(target)
+    with contextlib.closing(Store(tmp_path / "a.db", ballast=True)) as store:
+        assert not store.low
+        assert store._ballast is not None
+        store._ballast.give_up()
+    assert target.read_text() == "precious"
+    empty = tmp_path / "empty"
+    empty.touch()
+    (tmp_path / "c.db-ballast").symlink_to(empty)
+    with contextlib.closing(Store(tmp_path / "c.db", ballast=True)) as store:
+        assert not store.low, "an empty file elsewhere says nothing of the disk"
+
+    (tmp_path / "b.db-epoch").symlink_to(target)
+    with pytest.raises(StoreUnusable, match=r"b\.db-epoch: is a symbolic link, which is not followed"):
+        Store(tmp_path / "b.db")
+    assert target.read_text() == "precious"
+    # One that comes while the bridge runs is not followed either.
+    with contextlib.closing(Store(tmp_path / "d.db")) as store:
+        (tmp_path / "d.db-epoch").unlink()
+        (tmp_path / "d.db-epoch").symlink_to(target)
+        store.witness_epoch()
+    assert target.read_text() == "precious"
+
+
+def test_a_pipe_in_the_place_of_a_file_makes_nobody_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.db-epoch")
+    os.mkfifo(tmp_path / "a.db-ballast")
+    with contextlib.closing(Store(tmp_path / "a.db", ballast=True)) as store:
+        store.witness_epoch()
+        assert not store.low
