@@ -82,6 +82,7 @@ def _fault(message: str, *at: str | int, code: Code = "invalid_payload") -> Pyda
 
 
 _NUL_OR_SURROGATE = re.compile(r"[\0\ud800-\udfff]")
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def _is_label(value: object) -> bool:
@@ -898,6 +899,10 @@ def _constant(literal: str) -> NoReturn:
 def _validated(model: type[Command], body: dict[str, Any]) -> Command:
     given = body.get("id")
     unusable = given is not None and not _is_label(given)
+    if isinstance(given, str) and (broken := _NO_TEXT.search(given)):  # nobody means that, and a repeat would run twice
+        what = {"\0": "NUL"}.get(broken.group(), "lone surrogate" if broken.group() > "\ud7ff" else "control character")
+        place = f"id: {what} at character {broken.start()}"
+        raise CommandError("invalid_payload", f"{place}; it should be 1 to 64 printable characters")
     if unusable:  # refuses nothing by itself (contract § 4.1)
         body = {**body, "id": None}
     try:

@@ -9,6 +9,7 @@ case, pass over unknown variables, and can't say which line of the file a fault 
 
 import contextlib
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,12 @@ Place = tuple[str | int, ...]
 DEFAULT_FILE = Path("config.yaml")
 PREFIX = "GOIP_"
 RESERVED_IDS = frozenset({"bridge", "any", "pool", "job"})
+MAX_FILE_BYTES = 1 << 20
+"Of the configuration file: room for 10,000 lines. Reading takes a second for each 100 kB."
+MAX_VALUES = 100_000
+"Keys and values of the file, each as often as an alias repeats it: a few lines of aliases can stand for millions."
+MAX_FAULTS = 100
+"Faults that are told at once."
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443, "unix": 0}
 
 
@@ -662,15 +669,39 @@ def load_with_origins(path: Path | None, environ: Mapping[str, str]) -> tuple[Se
     try:
         settings = Settings(**source.data)
     except ValidationError as error:
-        source.faults += _validation_faults(error, source.origins)
+        found = _validation_faults(error, source.origins)
+        source.faults += itertools.islice(found, MAX_FAULTS)
+        source.faults += itertools.repeat("more faults like these", max(0, error.error_count() - MAX_FAULTS))
     if source.faults:
-        raise ConfigError(source.faults)
+        raise ConfigError(_first(source.faults))
     return settings, source.origins
+
+
+def _first(faults: list[str]) -> list[str]:
+    """As many as somebody reads."""
+    more = len(faults) - MAX_FAULTS
+    return faults if more <= 0 else [*faults[:MAX_FAULTS], f"and {more} more faults"]
 
 
 def origin_of(place: Place, origins: Origins) -> str | None:
     """Where the value, or what it is part of, was given."""
     return next((origins[place[:end]] for end in range(len(place), 0, -1) if place[:end] in origins), None)
+
+
+class _TooManyError(Exception):
+    """The file has more than `MAX_VALUES` keys and values."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which stops in time: it takes 25 µs for each key and value."""
+
+    composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.composed += 1
+        if self.composed > MAX_VALUES:
+            raise _TooManyError
+        return super().compose_node(parent, index)
 
 
 class _Source:
@@ -684,14 +715,19 @@ class _Source:
         self.data: dict[str, Any] = {}
         self.origins: Origins = {}
         self.faults: list[str] = []
+        self._values = 0
 
     # The file
 
     def read_file(self, path: Path) -> None:
         """Take in the YAML file; without a readable mapping in it nothing else can be said, so that is raised."""
         try:
-            text = path.read_text(encoding="utf-8-sig")
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            with path.open("rb") as file:
+                written = file.read(MAX_FILE_BYTES + 1)
+            if len(written) > MAX_FILE_BYTES:
+                raise ConfigError([f"{path}: is larger than {MAX_FILE_BYTES >> 10} kB; is this the right file?"])
+            text = written.decode("utf-8-sig")
+            root = yaml.compose(text, Loader=_Loader)
         except OSError as error:
             raise ConfigError([f"{path}: cannot read it: {error.strerror}"]) from None
         except UnicodeDecodeError:
@@ -700,6 +736,8 @@ class _Source:
             raise ConfigError([_syntax_fault(path, error)]) from None
         except RecursionError:
             raise ConfigError([f"{path}: nested too deep"]) from None
+        except _TooManyError:
+            raise ConfigError([f"{path}: more than {MAX_VALUES} keys and values; write fewer"]) from None
         if root is None:
             return
         if not isinstance(root, yaml.MappingNode):
@@ -709,7 +747,14 @@ class _Source:
         except RecursionError:
             raise ConfigError([f"{path}: an alias (*) refers to what it is part of"]) from None
 
+    def _count(self, path: Path, node: yaml.Node) -> None:
+        self._values += 1
+        if self._values > MAX_VALUES:
+            fault = f"more than {MAX_VALUES} keys and values, as often as aliases (*) repeat them; write fewer"
+            raise ConfigError([f"{path}:{node.start_mark.line + 1}: {fault}"])
+
     def _value(self, path: Path, node: yaml.Node, place: Place) -> Any:
+        self._count(path, node)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(path, node, place)
         if isinstance(node, yaml.SequenceNode):
@@ -730,6 +775,7 @@ class _Source:
         mapping: dict[str, Any] = {}
         lines: dict[str, int] = {}
         for key, value in node.value:
+            self._count(path, key)
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 self._fault(f"{path}:{line}", place, "a key must be a plain word")
@@ -748,6 +794,7 @@ class _Source:
         """What `<<:` takes over from one or several mappings; the first that has a key wins."""
         merged: dict[str, Any] = {}
         for one in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            self._count(path, one)
             if not isinstance(one, yaml.MappingNode):
                 self._fault(f"{path}:{one.start_mark.line + 1}", place, "<< takes a mapping, such as *name")
                 return {}
@@ -846,11 +893,12 @@ def _variable_value(kind: Any, text: str, place: Place) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    keys: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in keys:
             raise ValueError(f"{json.dumps(key)} is given twice; keep one of the two")
-    return dict(pairs)
+        keys[key] = value
+    return keys
 
 
 # Walking the models ---------------------------------------------------------------------------------------------------

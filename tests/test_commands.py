@@ -503,7 +503,28 @@ def test_usable_ids(usable):
     assert read_id("refresh", payload) == usable
 
 
-@pytest.mark.parametrize("unusable", ["", "x" * 65, "a\nb", "\0", "\ud800", 5, True, [], {}])
+@pytest.mark.parametrize(
+    ("id", "what"),
+    [
+        ("\0", "NUL at character 0"),
+        ("alarm-\0007", "NUL at character 6"),
+        ("a\nb", "control character at character 1"),
+        ("a\x7f", "control character at character 1"),
+        ("a\x85", "control character at character 1"),
+        ("x" * 70 + "\x1b", "control character at character 70"),
+        ("a\ud800", "lone surrogate at character 1"),
+    ],
+)
+@pytest.mark.parametrize("path", ["refresh", "sms", "ussd"])
+def test_an_id_that_is_no_text_refuses_the_command_and_names_the_place(id, what, path):
+    """It was carried out under another id: each repeat, with the id that should prevent it, once more."""
+    with pytest.raises(CommandError) as refused:
+        parse(path, encode({"id": id, "to": "1", "text": "a", "code": "*1#"}), target="line")
+    assert refused.value.code == "invalid_payload"
+    assert refused.value.message == f"id: {what}; it should be 1 to 64 printable characters"
+
+
+@pytest.mark.parametrize("unusable", ["", "x" * 65, "a\u00a0b", 5, True, [], {}])
 def test_an_unusable_id_refuses_nothing_and_warns(unusable):
     payload = encode({"id": unusable})
     command = parse("refresh", payload, target="line")

@@ -136,6 +136,47 @@ def test_what_is_not_usable_yaml_is_located(text, fault):
     assert re.match(fault, faults(text)[0])
 
 
+def bomb(first: str, each: str) -> str:
+    """Twelve lines, each of which repeats the one before nine times."""
+    return f"a0: &a0 {first}\n" + "".join(f"a{n}: &a{n} {each.replace('*', f'*a{n - 1}')}\n" for n in range(1, 13))
+
+
+MERGED = "{<<: [*, *, *, *, *, *, *, *, *]}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bomb("[x, x, x]", "[*, *, *, *, *, *, *, *, *]"),
+        bomb("[]", "[*, *, *, *, *, *, *, *, *]"),
+        bomb("{k: v}", "{a: *, b: *, c: *, d: *, e: *, f: *, g: *, h: *, i: *}"),
+        bomb("{k: v}", MERGED),
+        bomb("{}", MERGED),
+        "a: &a {" + "x: 1, " * 2000 + "}\nb: [" + "*a, " * 2000 + "]\n",
+    ],
+)
+def test_an_alias_that_stands_for_millions_of_values_is_a_fault(text):
+    """They took 20 s and more; counted, not timed: a twelfth level has 282 thousand million."""
+    (fault,) = faults(text)
+    assert re.fullmatch(r"config\.yaml:\d+: more than 100000 keys and values, as often as aliases .*", fault)
+
+
+def test_a_file_that_is_too_large_is_a_fault():
+    assert faults("#" * (1 << 20) + "\n") == ["config.yaml: is larger than 1024 kB; is this the right file?"]
+    assert faults("- \n" * 100_000) == ["config.yaml: more than 100000 keys and values; write fewer"]
+
+
+def test_as_many_faults_are_told_as_somebody_reads():
+    told = faults("".join(f"unknown{n}: 1\n" for n in range(1000)))
+    assert len(told) == 101
+    assert told[-1] == "and 900 more faults"
+
+
+def test_aliases_and_many_lines_are_welcome():
+    text = "lines:\n  g0: &g {password: secret, country: DE}\n" + "".join(f"  g{n}: *g\n" for n in range(1, 3000))
+    assert len(accepted(text).lines) == 3000
+
+
 def test_a_file_that_is_not_utf8_is_a_fault():
     Path("config.yaml").write_bytes(b"instance: \xff\n")
     with pytest.raises(ConfigError, match="not UTF-8 text"):
