@@ -711,6 +711,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\nSTUCK: {error}", file=sys.stderr)
             kept = True
             break
+        if args.first and outcomes[-1].report.violations:
+            break
     if outcomes:
         print(f"\nseed {seed}\n\n{table(outcomes)}\n")
     for outcome in outcomes:
@@ -749,6 +751,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--reorder", type=float, default=BAD.reorder, help="share overtaken (default 0.05)")
     add("--persistence", choices=("on", "off", "both"), default="both", help="of the broker (default both, in turn)")
     add("--drain", type=float, default=120.0, help="seconds until everything has come to an end (default 120)")
+    add("--first", action="store_true", help="end with the first run that is not well")
     add("--keep", action="store_true", help="keep the logs of a good run, too")
     return parser
 
