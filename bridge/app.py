@@ -916,16 +916,22 @@ class Bridge:
             self.publisher.refresh(self.topics.line(what, "") if what != "*" else f"{self.topics.base}/")
         for message in batch.acknowledge:
             self._acknowledge(message)
-        # A reload comes last: it may take away the line that another order is for.
-        for order in sorted(batch.orders, key=lambda order: isinstance(order.command, commands.BridgeReload)):
+        for order in batch.orders:
             self._carry_out(order)
+        # Behind the others, as it may take away a line that one of them is for; and once, as it takes its time.
+        if reloads := [order for order in batch.orders if isinstance(order.command, commands.BridgeReload)]:
+            verdict = self.reload()
+            for order in reloads:
+                self._answer(order.n, *verdict)
         for name in sorted(batch.feed):
             self._feed(name)
 
     def _save_announced(self) -> None:
         """Write down which retained topics there are, before they are: whoever takes one away later has to know."""
+        if self._stalled:
+            return
         announced, lines = self._announced()
-        if self._stalled or (announced, lines) == self._saved or not self._commit([], self._write_announced):
+        if (announced, lines) == self._saved or not self._commit([], self._write_announced):
             return
         self._saved = announced, lines
         self.discovery.known = set(announced)
@@ -955,7 +961,7 @@ class Bridge:
                 if not self._begin_selftest(order, selftest):
                     self._answer(order.n, "busy", SELFTEST_BUSY)
             case commands.BridgeReload():
-                self._answer(order.n, *self.reload())
+                pass  # `_take_effect` does it
             case commands.BridgeRestart():
                 self._answer(order.n, *self._restart())
             case command:
@@ -973,6 +979,8 @@ class Bridge:
     def _restart(self) -> tuple[Code, str]:
         if not self.can_restart:
             return "not_supported", "Nothing would start the bridge again: it runs without a supervisor."
+        if self.restart_asked:
+            return "ok", "The bridge restarts."
         try:
             self._reload_settings()
         except Exception as error:  # it would not start again
@@ -1067,10 +1075,13 @@ class Bridge:
         now = self.clock.monotonic()
         self._held_back.extend(self.server.take_datagrams())  # they wait for the commit
         for data, address in batch:
+            if not self._gate.admits(address, now):
+                continue
             if data.startswith(b"req:"):
-                self.server.receive_datagram(data, address, now)
+                if self.server.receive_datagram(data, address, now) is not None:
+                    self._gate.refused(address, len(data), now)
             elif not self.server.is_from_a_line(data, address, now):
-                pass  # a stranger must not use up the room of the lines
+                self._gate.refused(address, len(data), now)  # a stranger must not use up the room of the lines
             elif len(self._held) < HELD_DATAGRAMS and self._held_bytes + len(data) <= HELD_BYTES:
                 self._held_bytes += 0 if (data, address) in self._held else len(data)
                 self._held[data, address] = None  # a box repeats what is not acknowledged: once is enough

@@ -12,6 +12,7 @@ import pytest
 
 from bridge.app import HELD_DATAGRAMS, MAX_SENDID, Bridge
 from bridge.goip.server import LineMemory
+from bridge.limits import BURST_S, SOURCE_PER_S
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.status import ready
@@ -142,6 +143,24 @@ async def test_a_failed_commit_is_tried_again_with_nothing_lost_or_doubled(store
     assert not bridge._stalled
     received = [json.loads(row.body)["recvid"] for row in store.outbox(0, 1000) if row.schema == "sms_in"]
     assert sorted(received) == list(range(50))
+
+
+@pytest.mark.parametrize("stranger", [b"req:1;id:x;pass:p;", b"RECEIVE:1;id:x;password:p;msg:x", b"nonsense"])
+async def test_a_flood_of_strangers_while_the_disk_fails_is_looked_at_no_longer_than_else(
+    store: Store, stranger: bytes
+) -> None:
+    bridge = make(store)
+    bridge.datagrams_received([(b"req:1;id:l0;pass:p;", ("127.0.0.1", 4000))])
+    store._db.execute("PRAGMA query_only = ON")
+    bridge.datagrams_received([(b"RECEIVE:1;id:l0;password:p;srcnum:1;msg:x", ("127.0.0.1", 4000))])
+    assert bridge.stalled
+    flood = [(stranger, ("192.0.2.1", 5000))] * int(5 * SOURCE_PER_S * BURST_S)
+    bridge.datagrams_received(flood)
+    assert bridge._gate.dropped > len(flood) / 2
+    sent: list[bytes] = []
+    bridge.udp = Recorder(sent)  # type: ignore[assignment]
+    bridge.datagrams_received([*flood, (b"req:2;id:l0;pass:p;", ("127.0.0.1", 4000))])
+    assert sent == [b"reg:2;status:200;"]
 
 
 async def test_while_another_bridge_may_be_at_work_nothing_new_is_sent(store: Store) -> None:

@@ -216,6 +216,25 @@ async def test_another_prefix_waits_for_a_restart_and_overrides_do_not(store: St
 
 
 @pytest.mark.parametrize("path", ["reload", "restart"])
+async def test_many_that_come_at_once_read_the_file_once(store: Store, path: str) -> None:
+    """With thousands of lines it takes a second: a hundred of them would look like a bridge that hangs."""
+    world = World(store)
+    world.bridge.can_restart = True
+    reads: list[None] = []
+
+    def load() -> Settings:
+        reads.append(None)
+        return Settings(**world.file)
+
+    world.bridge._reload_settings = load
+    world.bridge.received(
+        [Incoming(f"goip/bridge/cmd/{path}", b"", False, False, None, None, mid, 1) for mid in range(100)]
+    )
+    assert len(reads) == 1
+    assert [result["code"] for result in world.results(f"goip/bridge/result/{path}")] == ["ok"] * 100
+
+
+@pytest.mark.parametrize("path", ["reload", "restart"])
 async def test_a_repeat_that_comes_while_the_verdict_waits_for_the_disk_is_answered(store: Store, path: str) -> None:
     world = World(store)
     world.bridge.can_restart = True
