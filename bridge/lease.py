@@ -148,8 +148,8 @@ class Lease:
 
     @property
     def kept(self) -> str | None:
-        """What is to be kept in the store: since when this bridge serves, empty when it gave way or may have to. None is
-        nothing new.
+        """What is to be kept in the store: since when this bridge serves, empty when it gave way or may have to; None
+        is nothing new.
 
         To be kept before this bridge says anything: what it says on `bridge/info`, and what of it arrives late, hides
         from its next run that another one served.
