@@ -430,7 +430,9 @@ class Bridge:
         if self.store.restored:
             self.store.witness_epoch()
         self._take_effect(batch)
-        for row in [*self.store.in_state("sending"), *self.store.in_state("unknown", since=at - timing.evidence)]:
+        since = at - timing.evidence
+        doubtful = [*self.store.in_state("unknown", since=since), *self.store.given_back(since)]
+        for row in [*self.store.in_state("sending"), *doubtful]:
             if submitted := self._submitted(row, now, at):
                 self.server.restore_session(row.line, submitted, now)
 
@@ -908,6 +910,8 @@ class Bridge:
             self._publish_states_soon()
         if self.recent is not None:
             self.recent.take(batch)
+        for line, n in batch.settled:
+            self.server.release_sms(line, n, self.clock.monotonic())
         for topic in batch.emptied:
             self.publisher.remove(topic)
         for what in batch.refresh:

@@ -87,6 +87,8 @@ class Batch:
     orders: list[Order] = field(default_factory=list)
     feed: set[str] = field(default_factory=set)
     "Lines that may have something to send, and the time for it."
+    settled: list[tuple[str, int]] = field(default_factory=list)
+    "Line and number of SMS whose outcome the line still waits for, or that it would send again, and need not."
     changed: set[str] = field(default_factory=set)
     "Lines whose state changed."
     lines_changed: bool = False

@@ -36,7 +36,10 @@ MAX_ATTEMPTS = 5
 "Submissions of an SMS that is to be sent again while its outcome is unknown."
 
 _FOLLOWS: dict[str, frozenset[str]] = {
-    "queued": frozenset(("sending", "failed", "expired", "cancelled", "queued", "unknown")),
+    # One that was given back may have been sent all the same, as a late answer or a report tells.
+    "queued": frozenset(
+        ("sending", "failed", "expired", "cancelled", "queued", "unknown", "sent", "delivered", "undelivered")
+    ),
     "sending": frozenset(("sent", "delivered", "undelivered", "failed", "unknown", "queued")),
     "sent": frozenset(("delivered", "undelivered")),
     "unknown": frozenset(("sent", "delivered", "undelivered", "failed", "queued")),
@@ -280,6 +283,8 @@ class Ledger:
 
     def _sms_failed(self, event: events.SmsFailed, batch: Batch, _now: float) -> None:
         row = self._store.sms(event.msg)
+        if row is not None and event.of is not None and event.of != (row.sendid, row.telid):
+            return  # of an earlier submission: it says nothing of the one under way
         ambiguous = event.submitted and (event.code is None or event.code in AMBIGUOUS or event.repeated)
         ambiguous = ambiguous or (row is not None and bool(row.doubted))
         error = payloads.Error(
@@ -364,7 +369,25 @@ class Ledger:
                     settled = True
             if settled and not self._awaits_report(event.line, event.number, batch.at):
                 return  # the report of another part, or a second one
+        if self._settles_what_is_under_way(event, batch):
+            return
         self._store.add_report(event.line, event.sms_no, event.state, event.number, batch.at)
+
+    def _settles_what_is_under_way(self, event: events.SmsReport, batch: Batch) -> bool:
+        """A report that can only be of the SMS whose outcome the line waits for: its OK was lost, or is late.
+
+        A long SMS is not settled by the report of its first part while the others are still being sent.
+        """
+        assert event.state is not None
+        line = self._server.line(event.line)
+        n = line.submitted if line is not None else None
+        row = self._store.sms(n) if n is not None else None
+        if row is None or row.state != "sending" or not same_number(row.number, event.number):
+            return False
+        only = self._only_possible(event.line, event.sms_no, event.number, batch.at)
+        if only is None or only.n != row.n or segment(row.text).parts > 1:
+            return False
+        return self._reported(batch, row, event.state, event.sms_no)
 
     def _is_of_selftest(self, event: events.SmsReport) -> bool:
         """The SMS of a self-test are none of ours: their reports must not settle another one to the same number."""
@@ -389,7 +412,10 @@ class Ledger:
     def _reported(self, batch: Batch, row: SmsRow, state: int, sms_no: int | None = None) -> bool:
         changes = {} if sms_no is None else {"sms_no": sms_no}
         delivered = "delivered" if state == 0 else "undelivered"
-        return self._move(batch, row, delivered, changes, error=_report_error(state), evidence="report")
+        moved = self._move(batch, row, delivered, changes, error=_report_error(state), evidence="report")
+        if moved and row.state in ("sending", "queued"):
+            batch.settled.append((row.line, row.n))
+        return moved
 
     def line_removed(self, batch: Batch, line: str) -> None:
         """A line is no longer configured: nobody will send what is queued for it."""
@@ -579,7 +605,8 @@ class Ledger:
         rows = self._store.submitted(line, at - REPORT_WINDOW_S)
         to_number = [row for row in rows if same_number(row.number, number)]
         possible = [row for row in to_number if _could_be_reported(row)]
-        open_ones = [row for row in possible if row.state in ("sending", "sent", "unknown")]
+        # Also one that was queued again, as the gateway said that it had not taken it.
+        open_ones = [row for row in possible if row.state in ("sending", "sent", "unknown", "queued")]
         known = self._server.line(line)
         if known is None or not known.repeat_safe:  # each of them may have gone out twice, with two sms_nos
             possible = [row for row in to_number if row in possible or row.guarantee != "at_most_once"]

@@ -467,6 +467,10 @@ class Store:
         """SMS that are `sending` or `unknown` and became so in a span of time."""
         return self._sms("state = ? AND changed >= ? AND changed <= ? ORDER BY n", state, since, before)
 
+    def given_back(self, since: float) -> list[SmsRow]:
+        """SMS that were submitted, and queued again since then: the gateway may yet say what became of them."""
+        return self._sms("state = 'queued' AND sendid IS NOT NULL AND changed >= ?", since)
+
     def submitted(self, line: str, since: float) -> list[SmsRow]:
         """What a line was given to send since then, in that order."""
         return self._sms("line = ? AND changed >= ? AND sendid IS NOT NULL ORDER BY sendid, telid", line, since)

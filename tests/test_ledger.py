@@ -553,6 +553,101 @@ def test_a_report_that_could_belong_to_two_sms_settles_neither(book: Book) -> No
     assert [state(book, first), state(book, n)] == ["sent", "sending"]
 
 
+# -- a report for the SMS that the line waits for
+
+HOME = ("10.0.0.1", 10991)
+
+
+def under_way(book: Book, **columns: Any) -> int:
+    """An SMS in a session, whose SEND has left."""
+    n = book.queue(**columns)
+    server, sendid = book.server, book.server.next_sendid
+    server.receive_datagram(b"req:1;id:goip1;pass:p;", HOME, book.at)
+    server.send_sms("goip1", "x", [Recipient(n, "+4915112345678")], book.at)
+    for prompt in (f"PASSWORD {sendid}", f"SEND {sendid}"):
+        server.receive_datagram(prompt.encode(), HOME, book.at)
+    book.record(*server.take_events())
+    assert state(book, n) == "sending"
+    return n
+
+
+def test_a_report_that_can_only_be_of_the_sms_under_way_settles_it_at_once(book: Book) -> None:
+    n = under_way(book)
+    batch = Batch(book.run, book.at, book.at)
+    with book.store.transaction():
+        book.ledger.record([report(0)], batch, book.at)
+    [fact] = facts(batch)
+    assert (fact["event_type"], fact["sms_no"], fact["evidence"]) == ("delivered", 0, "report")
+    assert batch.settled == [("goip1", n)], "the line need not wait for its OK"
+    assert book.record(events.SmsSent("goip1", n, 0)) == []
+
+
+@pytest.mark.parametrize(
+    "of", ["one sent before", "an unknown one", "a failed one", "a part", "a self-test", "another"]
+)
+def test_a_report_that_may_not_be_of_the_sms_under_way_waits(book: Book, of: str) -> None:
+    if of == "one sent before":  # the firmware may have sent it twice
+        book.sent(sms_no=6)
+        book.record(report(6))
+    elif of == "an unknown one":
+        n = book.queue()
+        book.record(events.SmsSending("goip1", n, FIRST_SENDID + n, 1), events.SmsUnknown("goip1", n, "silence"))
+    elif of == "a failed one":
+        n = book.queue()
+        book.record(events.SmsSending("goip1", n, FIRST_SENDID + n, 1), events.SmsFailed("goip1", n, 38, "x"))
+    elif of == "a self-test":
+        with book.store.transaction():
+            book.store.put("selftest goip1", f"1 {book.at} +4915112345678")
+    n = under_way(book, text="x" * 300 if of == "a part" else "x")
+    assert book.record(report(7, number="+4915187654321" if of == "another" else "+4915112345678")) == []
+    assert state(book, n) == "sending"
+
+
+def test_on_a_line_that_never_sends_twice_an_earlier_sms_to_the_number_is_no_other_possibility(book: Book) -> None:
+    line = book.server.line("goip1")
+    assert line is not None
+    line.declared_safe = True
+    book.sent(sms_no=6)
+    book.record(report(6))
+    under_way(book)
+    assert kinds(book.record(report(7))) == ["delivered"]
+
+
+# -- what was given back, and went out all the same
+
+
+def given_back(book: Book) -> int:
+    n = book.queue()
+    book.record(events.SmsSending("goip1", n, FIRST_SENDID + n, 1), events.SmsRequeued("goip1", n, "SENDID"))
+    return n
+
+
+def test_a_late_ok_stops_an_sms_from_being_sent_again(book: Book) -> None:
+    n = given_back(book)
+    assert kinds(book.record(events.SmsSent("goip1", n, 7))) == ["sent"]
+    assert kinds(book.record(report(7))) == ["delivered"]
+
+
+def test_a_late_failure_is_that_of_its_own_submission(book: Book) -> None:
+    n = given_back(book)
+    book.record(events.SmsSending("goip1", n, FIRST_SENDID + 100, 1))
+    assert book.record(events.SmsFailed("goip1", n, 1, "errorstatus:1", of=(FIRST_SENDID + n, 1))) == []
+    assert state(book, n) == "sending"
+    assert kinds(book.record(events.SmsFailed("goip1", n, 1, "x", of=(FIRST_SENDID + 100, 1)))) == ["failed"]
+
+
+def test_a_late_failure_of_what_is_queued_again_is_its_outcome(book: Book) -> None:
+    n = given_back(book)
+    assert kinds(book.record(events.SmsFailed("goip1", n, 1, "x", of=(FIRST_SENDID + n, 1)))) == ["failed"]
+
+
+def test_a_report_stops_an_sms_from_being_sent_again(book: Book) -> None:
+    n = given_back(book)
+    book.record(report(7))
+    assert kinds(book.settle(REPORT_HOLD_S + 1)) == ["delivered"]
+    assert state(book, n) == "delivered"
+
+
 # -- where the odometer, or a report, would be that of another SMS
 
 

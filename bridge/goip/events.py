@@ -133,6 +133,8 @@ class SmsFailed:
     "Its SEND had left: without a code nobody can say whether it went out."
     repeated: bool = False
     "It left more than once, on firmware that may have sent the SMS for each: one of them may have gone out."
+    of: tuple[int, int] | None = None
+    "The sendid and telid of the submission that failed: another one may be under way by now."
 
 
 @dataclass(frozen=True, slots=True)

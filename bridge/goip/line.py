@@ -579,6 +579,18 @@ class Line:
             self.blocked_until = None
             self._become_ready()
 
+    def release_sms(self, msg: int, now: float) -> None:
+        """It is known from elsewhere what became of an SMS, which may be under way here, or about to be submitted."""
+        self._earlier = deque(submitted for submitted in self._earlier if submitted.recipient.msg != msg)
+        if isinstance(self.session, BulkSession):
+            self.session.release_sms(msg, now)
+            self._after_session(now)
+
+    @property
+    def submitted(self) -> int | None:
+        """The SMS whose outcome the line waits for."""
+        return self.session.submitted if isinstance(self.session, BulkSession) else None
+
     def wind_down(self, now: float) -> None:
         """Let a bulk session end early, with what is submitted; a self-test at once."""
         if isinstance(self.session, BulkSession):

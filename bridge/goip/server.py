@@ -210,6 +210,12 @@ class SmsServer:
         self.schedule(line)
         return True
 
+    def release_sms(self, name: str, msg: int, now: float) -> None:
+        """A delivery report told what became of an SMS: the line goes on, and does not submit it any more."""
+        if registered := self._by_name.get(name):
+            registered.line.release_sms(msg, now)
+            self.schedule(registered.line)
+
     def wind_down(self, now: float) -> None:
         """Submit nothing more, on any line; what is submitted still gets its outcome. Before the owner stops."""
         for registered in self._by_name.values():
@@ -367,14 +373,18 @@ class SmsServer:
             return "answers nothing that was asked" if line is None else "an answer from elsewhere"
         if ended := self._ended.get(sendid):
             if isinstance(message, wire.SubmitOk | wire.SubmitError):
-                self._late_outcome(ended, message, line)
+                self._late_outcome(ended, message, line, now)
         else:
             line.receive_answer(sendid, message, now)
             self.schedule(line)
         return None
 
-    def _late_outcome(self, ended: _Ended, message: wire.SubmitOk | wire.SubmitError, line: Line) -> None:
+    def _late_outcome(self, ended: _Ended, message: wire.SubmitOk | wire.SubmitError, line: Line, now: float) -> None:
+        recipient = ended.outcomes.open.get(message.telid)
         settled = ended.outcomes.settle(message, self.events)
+        if recipient is not None and line.submitted != recipient.msg:  # else its next submission has its own outcome
+            line.release_sms(recipient.msg, now)  # it may be queued again, and in a session that has just begun
+            self.schedule(line)
         if ended.outcomes.doubled:
             line.learn_unsafe()
         if settled and ended.left_open and line.address is not None:

@@ -24,6 +24,7 @@ class Phase(enum.Enum):
     AUTHENTICATING = "PASSWORD sent"
     SUBMITTED = "SEND sent"
     WAITING = "SEND accepted"
+    DENIED = "SEND denied, and perhaps taken all the same"
     CLOSING = "DONE sent"
     CLOSED = "over"
 
@@ -83,7 +84,9 @@ class Outcomes:
                 out.append(events.SmsSent(self.line, recipient.msg, sms_no))
             case wire.SubmitError(code=code):
                 repeated = message.telid in self.repeated
-                out.append(events.SmsFailed(self.line, recipient.msg, code, f"errorstatus:{code}", repeated=repeated))
+                of = (message.sendid, message.telid)
+                text = f"errorstatus:{code}"
+                out.append(events.SmsFailed(self.line, recipient.msg, code, text, repeated=repeated, of=of))
         return True
 
 
@@ -136,6 +139,10 @@ class BulkSession:
         "Silence after WAIT may be broken by a query: the firmware never sends twice for one telid (§4.3)."
         self._silent_since = self._submitted_at = 0.0
         self._telid = 0
+        self._denial = ""
+        "In `DENIED`: what the box said."
+        self._not_taken = False
+        "In `DENIED`: that was the one answer to the one SEND, so nothing was sent if it is true (§4.3)."
         self._timing = timing
         self._events = events
         self._datagrams = datagrams
@@ -183,7 +190,7 @@ class BulkSession:
                 self._submit_next(now)
             case Phase.OPENING | Phase.AUTHENTICATING, wire.Error(text=text):
                 self._refused(text, now)
-            case Phase.SUBMITTED | Phase.WAITING, wire.SubmitWait(telid=telid) if telid == self._telid:
+            case Phase.SUBMITTED | Phase.WAITING | Phase.DENIED, wire.SubmitWait(telid=telid) if telid == self._telid:
                 self.phase = Phase.WAITING
                 self._silent_since = now
                 # A box may say WAIT for ever; the line must not wait with it.
@@ -193,7 +200,7 @@ class BulkSession:
                 message, self._events
             ):
                 self._settled(telid, now)
-            case Phase.SUBMITTED | Phase.WAITING, wire.Error(text=text):
+            case Phase.SUBMITTED | Phase.WAITING | Phase.DENIED, wire.Error(text=text):
                 self._error_after_submit(text, now)
             case Phase.CLOSING, wire.Done() | wire.Error(text="SENDID"):
                 self._close()
@@ -226,6 +233,8 @@ class BulkSession:
                     self.deadline = max(now, self._silent_since + self._timing.wait)
             case Phase.SUBMITTED | Phase.WAITING:
                 self._unknown("silence", now)
+            case Phase.DENIED:
+                self._believe_denial(now)
             case Phase.CLOSING:  # repeated once: an unclosed session blocks a slot of the box for 90 s (§4.4)
                 self._datagrams.append(self._datagram)
                 self._close()
@@ -235,7 +244,23 @@ class BulkSession:
     @property
     def awaits_outcome(self) -> bool:
         """A number is submitted, and the box has not said what became of it."""
-        return self.phase in (Phase.SUBMITTED, Phase.WAITING)
+        return self.phase in (Phase.SUBMITTED, Phase.WAITING, Phase.DENIED)
+
+    @property
+    def submitted(self) -> int | None:
+        """The SMS that `awaits_outcome` is about."""
+        recipient = self.outcomes.open.get(self._telid) if self.awaits_outcome else None
+        return recipient.msg if recipient is not None else None
+
+    def release_sms(self, msg: int, now: float) -> None:
+        """It is known from elsewhere what became of an SMS: it is not submitted, and no longer waited for."""
+        before = len(self._pending)
+        self._pending[:] = [recipient for recipient in self._pending if recipient.msg != msg]
+        if self.submitted == msg:
+            del self.outcomes.open[self._telid]
+            self._settled(self._telid, now)
+        elif before and not self._pending and self.phase in (Phase.OPENING, Phase.AUTHENTICATING):
+            self._done(now)
 
     def wind_down(self, now: float) -> None:
         """Submit no more numbers: they stay in the owner's queue. One that is submitted still gets its outcome."""
@@ -283,7 +308,9 @@ class BulkSession:
 
     def abandon(self, now: float) -> None:
         """The box rebooted: it knows nothing of this session any more."""
-        if self.phase in (Phase.SUBMITTED, Phase.WAITING):
+        if self.phase is Phase.DENIED and self._not_taken:
+            self._events.append(events.SmsRequeued(self.line, self.outcomes.open[self._telid].msg, self._denial))
+        elif self.awaits_outcome:
             self._events.append(events.SmsUnknown(self.line, self.outcomes.open[self._telid].msg, "session_lost"))
         self._pending.clear()  # nothing happened to them: they are still in the owner's queue
         self.refusal = Refusal.LOST
@@ -318,7 +345,7 @@ class BulkSession:
         return self.phase is Phase.SUBMITTED and few and recipient.repeat
 
     def _settled(self, telid: int, now: float) -> None:
-        if telid == self._telid and self.phase in (Phase.SUBMITTED, Phase.WAITING):
+        if telid == self._telid and self.awaits_outcome:
             if self.safe and self._transmissions > 1 and now < self._transmitted_at + self._timing.resend:
                 # A question may still be on its way. Behind the next number, a box that remembers only the last one
                 # would send for it; in a session that is over nothing does.
@@ -342,19 +369,26 @@ class BulkSession:
     def _error_after_submit(self, text: str, now: float) -> None:
         words = text.split()
         if words and words[0] == str(self._telid):  # ERROR sendid telid <words>: this number's own error, uncoded
-            reason = text.partition(" ")[2]
-            self._events.append(events.SmsFailed(self.line, self.outcomes.open.pop(self._telid).msg, None, reason))
+            msg, reason = self.outcomes.open.pop(self._telid).msg, text.partition(" ")[2]
+            of = (self.sendid, self._telid)
+            self._events.append(events.SmsFailed(self.line, msg, None, reason, of=of))
             self._settled(self._telid, now)
-        elif text not in ("SENDID", "GSM_LOGOUT"):
+        elif text not in ("SENDID", "GSM_LOGOUT") or self.phase is Phase.DENIED:
             pass  # too_many_sends_in_server, PASSWORD: late answers of the phases before
-        elif self.phase is Phase.SUBMITTED and not self.repeated:
-            # The one answer to the one SEND: the box did not take it (§4.3). Everything else would be a guess.
-            recipient = self.outcomes.open.pop(self._telid)
-            self._pending.insert(0, recipient)
-            self._give_back(text, Refusal.REFUSED, now)
-        elif text == "SENDID":
+        elif (not_taken := self.phase is Phase.SUBMITTED and not self.repeated) or text == "SENDID":
+            # One answer alone is not believed: another may have been overtaken by it, or it is wrong.
+            self.phase, self._denial, self._not_taken = Phase.DENIED, text, not_taken
+            self.deadline = now + self._timing.grace
+
+    def _believe_denial(self, now: float) -> None:
+        """Nothing contradicted it."""
+        if not self._not_taken:
             self.refusal = Refusal.LOST
             self._unknown("session_lost", now)
+            return
+        # The box did not take it (§4.3). The number stays open: an OK that comes all the same stops the next attempt.
+        self._pending.insert(0, self.outcomes.open[self._telid])
+        self._give_back(self._denial, Refusal.REFUSED, now)
 
     def _unknown(self, evidence: str, now: float) -> None:
         self._events.append(events.SmsUnknown(self.line, self.outcomes.open[self._telid].msg, evidence))

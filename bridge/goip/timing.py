@@ -16,7 +16,8 @@ class Timing:
     idle: float = 90.0
     "A box forgets a session about which it hears nothing for so long (§4.2)."
     grace: float = 10.0
-    "After a restart a box is asked about an SMS only when it had this long to say its outcome by itself (§4.3)."
+    """How long a box has to say the outcome of an SMS by itself: before it is asked after a restart, and before it is
+    believed that it did not take a SEND (§4.3). An SMS takes 2 to 5 s, and as much is left for the way."""
     ussd: float = 120.0
     "How long a USSD reply may take; networks are slow and a repeat may cost money (§9)."
     evidence: float = 900.0

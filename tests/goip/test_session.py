@@ -136,6 +136,8 @@ def test_safe_silence_of_90_s_is_unknown(safe):
 def test_safe_session_that_is_lost_is_unknown(safe):
     safe.advance(5)
     safe.tell("ERROR 42 SENDID")
+    assert safe.advance(9.9) == []
+    safe.advance(0.2)
     assert safe.told() == [events.SmsUnknown("goip1", 1, "session_lost")]
 
 
@@ -275,13 +277,16 @@ def test_submitted_at_most_once_is_not_repeated():
 
 @pytest.mark.parametrize("reason", ["SENDID", "GSM_LOGOUT"])
 def test_submitted_once_and_refused_was_not_sent(submitted, reason):
-    assert submitted.tell(f"ERROR 42 {reason}\n") == ["DONE 42\n"]
+    submitted.tell(f"ERROR 42 {reason}\n", f"ERROR 42 {reason}\n")
+    assert (submitted.advance(9.9), submitted.told()) == ([], [])
+    assert submitted.advance(0.2) == ["DONE 42\n"]
     assert submitted.told() == [events.SmsRequeued("goip1", 1, reason)]
 
 
 def test_submitted_twice_and_then_unknown_to_the_box_is_unknown(submitted):
     submitted.advance(5)
-    assert submitted.tell("ERROR 42 SENDID\n") == ["DONE 42\n"]
+    submitted.tell("ERROR 42 SENDID\n")
+    assert submitted.advance(10) == ["DONE 42\n"]
     assert submitted.told() == [events.SmsUnknown("goip1", 1, "session_lost")]
     assert submitted.session.refusal is Refusal.LOST
 
@@ -311,12 +316,12 @@ def test_ok_records_the_sms_no(waiting, answer, sms_no):
 
 def test_errorstatus_is_a_failure_of_this_number(waiting):
     assert waiting.tell("ERROR 42 1 errorstatus:38\n") == ["DONE 42\n"]
-    assert waiting.told() == [events.SmsFailed("goip1", 1, 38, "errorstatus:38")]
+    assert waiting.told() == [events.SmsFailed("goip1", 1, 38, "errorstatus:38", of=(ID, 1))]
 
 
 def test_error_in_words_with_a_telid_is_a_failure_of_this_number(waiting):
     waiting.tell("ERROR 42 1 no credit\n")
-    assert waiting.told() == [events.SmsFailed("goip1", 1, None, "no credit")]
+    assert waiting.told() == [events.SmsFailed("goip1", 1, None, "no credit", of=(ID, 1))]
 
 
 @pytest.mark.parametrize(
@@ -352,6 +357,8 @@ def test_waiting_errors_of_earlier_phases_change_nothing(waiting, reason):
 
 def test_waiting_and_then_unknown_to_the_box_is_unknown(waiting):
     waiting.tell("ERROR 42 SENDID\n")
+    assert waiting.told() == []
+    waiting.advance(10)
     assert waiting.told() == [events.SmsUnknown("goip1", 1, "session_lost")]
 
 
@@ -409,7 +416,83 @@ def test_numbers_after_a_refused_one_are_given_back_with_it():
     session.tell("PASSWORD 42\n", "SEND 42\n")
     session.told()
     session.tell("ERROR 42 GSM_LOGOUT\n")
+    session.advance(10)
     assert session.told() == [events.SmsRequeued("goip1", n, "GSM_LOGOUT") for n in (1, 2)]
+
+
+# -- DENIED: the box says that it did not take the SEND, and may say otherwise
+
+
+@pytest.mark.parametrize("reason", ["SENDID", "GSM_LOGOUT"])
+@pytest.mark.parametrize("contradiction", [("WAIT 42 1\n", "OK 42 1 160\n"), ("OK 42 1 160\n",)])
+def test_denied_and_then_sent_is_sent(submitted, reason, contradiction):
+    submitted.tell(f"ERROR 42 {reason}\n")
+    submitted.advance(0.4)
+    assert submitted.tell(*contradiction) == ["DONE 42\n"]
+    assert submitted.told() == [SENT]
+    assert submitted.session.refusal is Refusal.NONE
+
+
+def test_denied_and_then_failed_is_failed(submitted):
+    submitted.tell("ERROR 42 SENDID\n", "ERROR 42 1 errorstatus:38\n")
+    assert submitted.told() == [events.SmsFailed("goip1", 1, 38, "errorstatus:38", of=(ID, 1))]
+
+
+def test_denied_and_then_accepted_is_waited_for_as_any_other(submitted):
+    submitted.tell("ERROR 42 SENDID\n", "WAIT 42 1\n")
+    assert (submitted.advance(89), submitted.told()) == ([], [])
+    submitted.advance(2)
+    assert submitted.told() == [events.SmsUnknown("goip1", 1, "silence")]
+
+
+def test_denied_after_wait_and_then_sent_is_never_unknown(waiting):
+    waiting.tell("ERROR 42 SENDID\n", "OK 42 1 160\n")
+    assert waiting.told() == [SENT]
+
+
+def test_denied_and_the_box_reboots_was_not_sent(submitted):
+    submitted.tell("ERROR 42 SENDID\n")
+    submitted.session.abandon(submitted.now)
+    assert submitted.told() == [events.SmsRequeued("goip1", 1, "SENDID")]
+
+
+def test_denied_and_given_back_its_late_ok_still_counts(submitted):
+    submitted.tell("ERROR 42 SENDID\n")
+    submitted.advance(10)
+    submitted.told()
+    submitted.tell("OK 42 1 160\n")
+    assert submitted.told() == [SENT]
+
+
+# -- a delivery report tells the outcome
+
+
+@pytest.mark.parametrize("phase", ["submitted", "waiting"])
+def test_what_a_report_has_settled_is_not_waited_for(phase, request):
+    session = request.getfixturevalue(phase)
+    session.session.release_sms(1, session.now)
+    assert session.sent() == ["DONE 42\n"]
+    assert session.tell("OK 42 1 160\n", "DONE 42\n") == []
+    assert (session.told(), session.phase) == ([], Phase.CLOSED)
+
+
+def test_a_report_lets_the_next_number_go():
+    session = Session("+491", "+492")
+    session.tell("PASSWORD 42\n", "SEND 42\n", "WAIT 42 1\n")
+    session.session.release_sms(1, session.now)
+    assert session.sent() == ["SEND 42 2 +492\n"]
+
+
+@pytest.mark.parametrize("prompts", [(), ("PASSWORD 42\n",)])
+def test_what_is_settled_before_its_turn_is_never_submitted(prompts):
+    session = Session("+491", "+492")
+    session.tell(*prompts)
+    session.session.release_sms(2, session.now)
+    assert session.session.pending == {1}
+    session.session.release_sms(1, session.now)
+    assert session.sent() == ["DONE 42\n"]
+    session.tell("PASSWORD 42\n", "SEND 42\n")
+    assert (session.sent(), session.told()) == ([], [])
 
 
 def test_repeats_are_counted_anew_for_each_number():
@@ -464,7 +547,7 @@ def test_closing_late_answers_change_nothing(closing, late):
 
 @pytest.mark.parametrize(
     ("late", "outcome"),
-    [("OK 42 1 160", SENT), ("ERROR 42 1 errorstatus:1", events.SmsFailed("goip1", 1, 1, "errorstatus:1"))],
+    [("OK 42 1 160", SENT), ("ERROR 42 1 errorstatus:1", events.SmsFailed("goip1", 1, 1, "errorstatus:1", of=(ID, 1)))],
 )
 def test_closing_late_outcome_settles_an_unknown_number(waiting, late, outcome):
     waiting.advance(90)
@@ -497,7 +580,33 @@ def test_late_outcome_settles_an_sms_of_before_a_restart(bench):
     bench.server.restore_session("goip1", Submitted(77, 3, Recipient(9, "+499"), bench.now, bench.now), bench.now)
     bench.tell("ERROR 77 3 errorstatus:38\n", "ERROR 77 3 errorstatus:38\n", "OK 77 4 1\n")
     # Nobody knows whether its SEND was repeated: another copy of it may have gone out.
-    assert bench.events() == [events.SmsFailed("goip1", 9, 38, "errorstatus:38", repeated=True)]
+    assert bench.events() == [events.SmsFailed("goip1", 9, 38, "errorstatus:38", repeated=True, of=(77, 3))]
+
+
+def test_late_outcome_stops_the_next_attempt_of_an_sms_that_was_given_back(bench):
+    bench.submit()
+    bench.tell(f"ERROR {SENDID} SENDID\n")
+    bench.advance(10)
+    bench.tell(f"DONE {SENDID}\n")
+    bench.advance(30)
+    assert bench.told(events.SmsRequeued)
+    bench.send_sms()
+    assert bench.tell(f"OK {SENDID} 1 160\n") == [f"DONE {SENDID + 1}\n"]
+    assert bench.told(events.SmsSent) == [SENT]
+    bench.tell(f"PASSWORD {SENDID + 1}\n", f"SEND {SENDID + 1}\n")
+    assert not bench.told(events.SmsSending), "it was sent already"
+
+
+def test_late_outcome_of_an_earlier_attempt_does_not_end_the_next_one(bench):
+    bench.submit()
+    bench.tell(f"ERROR {SENDID} SENDID\n")
+    bench.advance(10)
+    bench.tell(f"DONE {SENDID}\n")
+    bench.advance(30)
+    bench.submit(sendid=SENDID + 1)
+    bench.tell(f"ERROR {SENDID} 1 errorstatus:1\n")
+    assert bench.line.session.awaits_outcome
+    assert bench.events() == [events.SmsFailed("goip1", 1, 1, "errorstatus:1", of=(SENDID, 1))]
 
 
 def test_line_is_ready_again_after_a_session(bench):
@@ -544,7 +653,9 @@ def test_pause_grows_when_the_line_refuses_only_after_the_password(bench):
     pauses = []
     for n in range(3):
         bench.submit(sendid=SENDID + n)
-        bench.tell(f"ERROR {SENDID + n} GSM_LOGOUT\n", f"DONE {SENDID + n}\n")
+        bench.tell(f"ERROR {SENDID + n} GSM_LOGOUT\n")
+        bench.advance(10)
+        bench.tell(f"DONE {SENDID + n}\n")
         pauses.append(bench.line.blocked_until - bench.now)
         bench.keepalive()
         bench.advance(60)

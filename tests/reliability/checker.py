@@ -48,7 +48,7 @@ FINAL = frozenset(("sent", "delivered", "undelivered", "failed", "expired", "can
 SUBMITTED = frozenset(("sent", "delivered", "undelivered"))
 FOLLOWS = {
     "": {"queued"},
-    "queued": {"queued", "sending", "failed", "expired", "cancelled"},
+    "queued": {"queued", "sending", "failed", "expired", "cancelled", "sent", "delivered", "undelivered"},
     "sending": {"sending", "queued", "sent", "delivered", "undelivered", "failed", "unknown", "expired"},
     "unknown": {"sent", "delivered", "undelivered", "failed", "queued", "sending"},
     "sent": {"delivered", "undelivered"},

@@ -111,6 +111,10 @@ class Scenario:
     "How often a line is taken out of the configuration and put back."
     nat: float = 0.0
     "Share of keepalives that come from a new port, and with them all that follows."
+    lies: float = 0.0
+    "Share of answers in sessions that are wrong, overtaken or late, until half of the run is over."
+    stuck_s: float = 100.0
+    "No line with a backlog stands still for longer, once the last fault is over (I13)."
     waived: tuple[str, ...] = ()
     "Invariants that do not hold here; the scenario says why."
 
@@ -173,6 +177,13 @@ SCENARIOS = {
         ),
         # A line that is taken out is not asked what became of its SMS.
         Scenario(name="reloads", faults=LAN, reloads=8, stalls=10, kills=0.05, keyless=0.0, waived=("I5",)),
+        # Reports come seconds after an OK that was lost: no line waits for it until the box has forgotten the session.
+        Scenario(
+            name="lost_oks", qualified=False, faults=Faults(loss=0.1, delay=(0.0, 0.05)),
+            lines=16, sms=160, inbound=0, radio_errors=0.0, stuck_s=45.0,
+        ),
+        # What it says is wrong, and the truth comes after it, or late: nothing is sent twice or told wrongly for that.
+        Scenario(name="liar", qualified=False, faults=LAN, sms=80, lies=0.3, keyless=0.0, stuck_s=95.0),
         Scenario(name="disk", faults=Faults(loss=0.05, delay=(0.0, 0.05)), stalls=6, kills=0.05),
         Scenario(name="clocks", faults=LAN, kills=0.1, clock_steps=(86400.0, -3600.0, -86400.0), keyless=0.0),
         Scenario(
@@ -220,6 +231,8 @@ class Simulation:
         self.failure: BaseException | None = None
         self._blackout = False
         self._powered = True
+        self.lies = 0
+        self._lies_until = 0.0
         self._unread: list[int] = []
         "Indexes in `reached` of what waits in the socket, and of what was read and not yet answered."
         self._read: list[int] = []
@@ -284,6 +297,15 @@ class Simulation:
         self.step()
 
     def _to_host(self, line: str, data: bytes) -> None:
+        lying = self.loop.virtual < self._lies_until and self.rng.random() < self.scenario.lies
+        for delay, said in _lie(data, self.rng) if lying else ((0.0, data),):
+            self.lies += lying and said != data
+            if delay:
+                self.loop.call_later(delay, self._travel, line, said)
+            else:
+                self._travel(line, said)
+
+    def _travel(self, line: str, data: bytes) -> None:
         if self.scenario.nat and data.startswith(b"req:") and self.rng.random() < self.scenario.nat:
             self.addresses[line] = address = (self.addresses[line][0], 20000 + len(self.by_address))
             self.by_address[address] = self.lines[line]
@@ -473,6 +495,10 @@ class Simulation:
             self.expected += count
             self.commands.append(command)
             self.loop.call_at(1000.0 + rng.uniform(1.0, seconds * 0.8), self._produce, command)
+        if scenario.lies:
+            self._lies_until = 1000.0 + seconds / 2
+            until = EPOCH + self._lies_until
+            self.faults.append(checker.Fault(kind="lies", at=self.now(), until=until))
         for n in range(scenario.ussd):
             body = {"id": f"u{n}", "code": f"*{n}#"}
             line = rng.choice(lines)
@@ -660,7 +686,7 @@ class Simulation:
             wrong_clock=bool(scenario.clock_steps),
             # While the network stays bad, or the bridge's clock is wrong, only the limit of the whole run counts.
             settle_s=1e9 if scenario.clock_steps or rough else 300.0 + 45.0 * scenario.sms / scenario.lines,
-            stuck_s=1e9 if scenario.clock_steps or rough else 100.0,
+            stuck_s=1e9 if scenario.clock_steps or rough else scenario.stuck_s,
         )
 
     def fingerprint(self) -> str:
@@ -679,6 +705,29 @@ def _answers(data: bytes, reached: checker.Reached, line: str) -> bool:
         return reached.line == line
     kind, _, rest = reached.data.partition(b":")
     return data.startswith(kind + b" " + rest.partition(b";")[0])
+
+
+def _lie(data: bytes, rng: random.Random) -> list[tuple[float, bytes]]:
+    """What a box says instead of this answer, each after so many seconds; the truth comes, but not first, or late."""
+    words = data.split()
+    verb, session = words[0], words[1] if len(words) > 1 else b""
+    if verb == b"PASSWORD":  # false busy
+        return [(0.0, b"ERROR %b too_many_sends_in_server\n" % session)]
+    if verb == b"WAIT":
+        denial = rng.choice((b"SENDID", b"GSM_LOGOUT"))
+        return [(0.0, b"ERROR %b %b\n" % (session, denial)), (rng.uniform(0.1, 4.0), data)]
+    if verb == b"OK":
+        other = b"OK %b %d 7\n" % (session, int(words[2]) + rng.choice((-1, 1)))
+        return rng.choice(
+            (
+                [(0.0, b"ERROR %b SENDID\n" % session), (0.4, data)],
+                [(0.0, other), (1.0, data)],
+                [(rng.uniform(5.0, 120.0), data)],
+            )
+        )
+    if verb == b"DONE":
+        return [(0.0, b"ERROR %b SENDID\n" % session)]
+    return [(0.0, data)]
 
 
 def _receiving(line: SimulatedLine, sender: str, text: str) -> Callable[[float], None]:
