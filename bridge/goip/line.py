@@ -98,6 +98,8 @@ class Line:
     "The count it had when it left home."
     settled: float = 0.0
     "When a line that moved is at home where it is."
+    strayed: bool = False
+    "It answered from a new port of its host: nothing is begun before a keepalive says where it is."
     contested_until: float = float("-inf")
     "Another sender claimed the line's place, with its password: until then no other address is believed."
     count: int | None = None
@@ -160,7 +162,8 @@ class Line:
     @property
     def ready(self) -> bool:
         """The line can take a bulk session now."""
-        return self.usable and not self.disabled and self.session is None and self.blocked_until is None
+        free = self.session is None and self.blocked_until is None
+        return self.usable and not self.disabled and free and not self.strayed
 
     @property
     def identity(self) -> str:
@@ -321,6 +324,9 @@ class Line:
         continues = address == self.address and self.count is not None and message.count > self.count
         if not continues and not self._believe(message.count, address, now):
             return
+        if self.strayed:
+            self.strayed = False
+            self._become_ready()
         self._suspects.clear()  # it did not reboot: they were repeats, or replayed
         self.count = message.count
         self.smaller_count = None
@@ -532,6 +538,26 @@ class Line:
         elif (late := self._ussd_late.pop(sendid, None)) and now < late[0]:
             self._ussd_answered(late[1], message, now, late=True)
 
+    def awaits_word(self, message: wire.Message) -> bool:
+        """Whether a message is the word on something under way here: a number that was submitted, a command, a USSD
+        code; and not just a step towards it.
+        """
+        sendid: int = message.sendid  # type: ignore[union-attr]  # every message but keepalives and events has one
+        if self.session is not None and sendid in self.session.sendids:
+            return getattr(message, "telid", None) in self.session.outcomes.open
+        return self.awaits(sendid)
+
+    def notice_port(self, address: Address, now: float) -> None:
+        """An answer came from there. Where that is a new port of the line's host, what we send may no longer arrive:
+        an SMS that is submitted now would be in doubt.
+        """
+        if address in (self.address, self.previous_address) or self.strayed:
+            return
+        self.strayed = True
+        if isinstance(self.session, BulkSession):
+            self.session.wind_down(now)
+            self._after_session(now)
+
     def awaits(self, sendid: int) -> bool:
         """Whether an answer with this sendid still means something."""
         return (
@@ -618,7 +644,7 @@ class Line:
         """The line must not be where it is (any more): no more orders go there, and the next keepalive says where."""
         self.retire(now, "may no longer come from its address")
         self.address = self.previous_address = self.home = self.count = self.online = None
-        self.heard, self.contested_until = now, float("-inf")
+        self.heard, self.contested_until, self.strayed = now, float("-inf"), False
         self.out.events.append(events.LineChanged(self.name))
 
     # -- bulk sessions

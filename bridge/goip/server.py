@@ -137,6 +137,8 @@ class SmsServer:
             self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
             if line.address is not None and not registered.allows(line.address[0]):
                 line.forget_address(now)
+            if line.previous_address is not None and not registered.allows(line.previous_address[0]):
+                line.previous_address = None
             line.heed_safety(now)
             if line.held_until < self._held_until and now < self._held_until:
                 line.hold(self._held_until)
@@ -368,9 +370,10 @@ class SmsServer:
     def _answer(self, message: wire.Message, address: Address, now: float) -> str | None:
         sendid: int = message.sendid  # type: ignore[union-attr]  # every message but keepalives and events has one
         line = self._answers.get(sendid)
-        if line is None or address not in (line.address, line.previous_address):
+        if line is None or not self._may_answer(line, message, address):
             self.counters.unmatched += 1
             return "answers nothing that was asked" if line is None else "an answer from elsewhere"
+        line.notice_port(address, now)
         if ended := self._ended.get(sendid):
             if isinstance(message, wire.SubmitOk | wire.SubmitError):
                 self._late_outcome(ended, message, line, now)
@@ -378,6 +381,22 @@ class SmsServer:
             line.receive_answer(sendid, message, now)
             self.schedule(line)
         return None
+
+    def _may_answer(self, line: Line, message: wire.Message, address: Address) -> bool:
+        """Whether an answer comes from the line: from its address, or from a new port of its host.
+
+        NAT gives a box another port at any time, of which only its next keepalive tells. What was asked for by sendid
+        and telid is known from there as well; what would only make us go on, and speak, is not (docs/reliability.md).
+        """
+        known = (line.address, line.previous_address)
+        if address in known:
+            return True
+        if address[0] not in [place[0] for place in known if place is not None]:
+            return False
+        sendid: int = message.sendid  # type: ignore[union-attr]  # as in `_answer`
+        if ended := self._ended.get(sendid):
+            return getattr(message, "telid", None) in ended.outcomes.open
+        return line.awaits_word(message)
 
     def _late_outcome(self, ended: _Ended, message: wire.SubmitOk | wire.SubmitError, line: Line, now: float) -> None:
         recipient = ended.outcomes.open.get(message.telid)
@@ -435,7 +454,7 @@ class SmsServer:
                 and registered.allows(address[0])
             )
         line = self._answers.get(message.sendid)
-        return line is not None and address in (line.address, line.previous_address)
+        return line is not None and self._may_answer(line, message, address)
 
     # -- timers
 

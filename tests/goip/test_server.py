@@ -168,10 +168,73 @@ def test_not_even_a_line_without_a_password_amplifies(request_, answered):
 def test_answers_from_elsewhere_are_ignored(bench, datagram):
     bench.send_sms()
     assert bench.tell(datagram, source=ELSEWHERE) == []
-    assert bench.tell(datagram, source=(HOME[0], HOME[1] + 1)) == []
+    assert bench.tell(datagram, source=NEW_PORT) == []
     assert bench.events() == []
     assert bench.line.session.phase is Phase.OPENING
     assert bench.server.counters.unmatched == 2
+
+
+NEW_PORT = (HOME[0], HOME[1] + 1)
+"Where NAT may let the box appear from one moment to the next."
+
+
+@pytest.mark.parametrize(
+    "datagram", [f"PASSWORD {SENDID}", f"SEND {SENDID}", f"DONE {SENDID}", f"ERROR {SENDID} SENDID", f"OK {SENDID} 2 7"]
+)
+def test_from_a_new_port_only_outcomes_of_what_is_under_way_are_taken(bench, datagram):
+    bench.submit("+491", "+492")
+    assert bench.tell(datagram, source=NEW_PORT) == []
+    assert (bench.events(), bench.server.counters.unmatched) == ([], 1)
+
+
+@pytest.mark.parametrize(("waited", "late"), [(0, False), (91, True)])
+def test_an_outcome_from_a_new_port_counts(bench, waited, late):
+    bench.submit()
+    bench.tell(f"WAIT {SENDID} 1")
+    bench.keepalive()
+    bench.advance(waited)
+    assert bool(bench.told(events.SmsUnknown)) is late
+    assert bench.tell(f"OK {SENDID} 1 7", source=ELSEWHERE) == []
+    bench.tell(f"OK {SENDID} 1 7", source=NEW_PORT)
+    assert bench.told(events.SmsSent) == [events.SmsSent("goip1", 1, 7)]
+    assert NEW_PORT not in bench.destinations, "orders go where the last keepalive came from"
+
+
+def test_after_an_answer_from_a_new_port_nothing_is_submitted_before_a_keepalive_tells_the_address(bench):
+    bench.submit("+491", "+492")
+    assert bench.tell(f"WAIT {SENDID} 1", f"OK {SENDID} 1 7", source=NEW_PORT) == [f"DONE {SENDID}\n"]
+    bench.advance(5)
+    assert not bench.line.ready
+    assert not bench.told(events.LineReady)
+    bench.keepalive(source=NEW_PORT)
+    assert bench.line.ready
+    assert bench.told(events.LineReady)
+    bench.send_sms("+492")
+    assert bench.destinations == [NEW_PORT]
+
+
+def test_a_network_that_is_not_allowed_is_not_heard_from_a_new_port_either():
+    bench = Bench(allow_from=(ipaddress.ip_network("192.0.2.0/24"),))
+    bench.submit()
+    bench.keepalive(source=("192.0.2.77", 1))
+    other = replace(bench.config, allow_from=(ipaddress.ip_network("192.0.2.77/32"),))
+    bench.server.configure([other], bench.now)
+    assert bench.tell(f"OK {SENDID} 1 7", source=HOME) == []
+    assert bench.tell(f"OK {SENDID} 1 7", source=NEW_PORT) == []
+    assert not bench.told(events.SmsSent)
+    bench.tell(f"OK {SENDID} 1 7", source=("192.0.2.77", 2))
+    assert bench.told(events.SmsSent)
+
+
+@pytest.mark.parametrize("begin", [lambda bench: bench.ussd("*100#"), lambda bench: bench.request("get_gsm_num")])
+def test_the_answer_to_a_command_from_a_new_port_counts(bench, begin):
+    verb = begin(bench)[0].split()[0]
+    assert bench.tell(f"{verb} {SENDID} 42", source=ELSEWHERE) == []
+    assert bench.events() == []
+    bench.tell(f"{verb} {SENDID} 42", source=NEW_PORT)
+    (event,) = bench.events()
+    assert event.text == "42"
+    bench.keepalive(source=NEW_PORT)
 
 
 def test_answers_to_nothing_are_ignored(bench):

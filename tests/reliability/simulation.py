@@ -101,6 +101,8 @@ class Scenario:
     numbers: int | None = None
     "SMS go to so many different numbers, over and over; None is a new one for each."
     report_delay: tuple[float, float] = (3.0, 10.0)
+    reports: float = 1.0
+    "Share of sent SMS that get a delivery report."
     quick_kills: float = 0.0
     "Share of lives that end within their first effects, from the second one on."
     stops: int = 0
@@ -111,8 +113,12 @@ class Scenario:
     "How often a line is taken out of the configuration and put back."
     nat: float = 0.0
     "Share of keepalives that come from a new port, and with them all that follows."
+    nat_sudden: float = 0.0
+    "Share of outcomes of SMS that are the first to come from a new port; nothing reaches the box at the old one."
     lies: float = 0.0
     "Share of answers in sessions that are wrong, overtaken or late, until half of the run is over."
+    unknown: int | None = None
+    "How many SMS may stay unknown."
     stuck_s: float = 100.0
     "No line with a backlog stands still for longer, once the last fault is over (I13)."
     waived: tuple[str, ...] = ()
@@ -169,7 +175,9 @@ SCENARIOS = {
             name="power_ttl", faults=LAN, down=(25.0, 300.0), power_cuts=6, kills=0.1, ttl=(5.0, 600.0), keyless=0.0,
             waived=("I5", "I13"),
         ),
-        Scenario(name="nat", profile="flaky_ntp", faults=LAN, kills=0.1, reboots=1, nat=0.3, waived=("I5", "I13")),
+        Scenario(name="nat", profile="flaky_ntp", faults=LAN, kills=0.1, reboots=1, nat=0.3),
+        # The box has another port whenever it says what became of an SMS: what was sent is never in doubt for that.
+        Scenario(name="nat_sudden", qualified=False, faults=LAN, nat_sudden=0.2, reports=0.0, unknown=0, stuck_s=60.0),
         Scenario(name="quiet_disk", profile="repeat_unsafe_wait", qualified=False, faults=LAN, stalls=20),
         Scenario(
             name="ttl_disk", faults=LAN, stalls=15, ttl=(5.0, 60.0), keyless=0.0, kills=0.1, down=(1.0, 20.0),
@@ -231,6 +239,7 @@ class Simulation:
         self.failure: BaseException | None = None
         self._blackout = False
         self._powered = True
+        self._dead_ports: set[Address] = set()
         self.lies = 0
         self._lies_until = 0.0
         self._unread: list[int] = []
@@ -250,7 +259,7 @@ class Simulation:
         profile = PROFILES[scenario.profile]
         pattern = LineOptions(
             id="line%d", password="secret-%d", profile=profile, radio_errors=scenario.radio_errors, boot_time=20.0,
-            radio_error_code=28, report_delay=scenario.report_delay,
+            radio_error_code=28, report_delay=scenario.report_delay, reports=scenario.reports,
         )  # fmt: skip
         options = [pattern.numbered(number) for number in range(1, scenario.lines + 1)]
         size = scenario.per_box
@@ -307,11 +316,17 @@ class Simulation:
 
     def _travel(self, line: str, data: bytes) -> None:
         if self.scenario.nat and data.startswith(b"req:") and self.rng.random() < self.scenario.nat:
-            self.addresses[line] = address = (self.addresses[line][0], 20000 + len(self.by_address))
-            self.by_address[address] = self.lines[line]
+            self._new_port(line)
+        if self.scenario.nat_sudden and data.startswith(b"OK ") and self.rng.random() < self.scenario.nat_sudden:
+            self._dead_ports.add(self.addresses[line])
+            self._new_port(line)
         for delay, copy in self.network.carry(data):
             if not self._blackout:
                 self.loop.call_later(delay, self._arrive, line, copy)
+
+    def _new_port(self, line: str) -> None:
+        self.addresses[line] = address = (self.addresses[line][0], 20000 + len(self.by_address))
+        self.by_address[address] = self.lines[line]
 
     def _arrive(self, line: str, data: bytes) -> None:
         if self.host.arrive(data, self.addresses[line]):
@@ -328,7 +343,7 @@ class Simulation:
         self._read = [index for index in self._read if not _answers(data, self.reached[index], line.id)]
         self.left.append(checker.Left(at=self.now(), line=line.id, data=data))
         for delay, copy in self.network.carry(data):
-            if not self._blackout:
+            if not self._blackout and address not in self._dead_ports:
                 self.loop.call_later(delay, self._deliver, line, copy)
 
     def _deliver(self, line: SimulatedLine, data: bytes) -> None:
@@ -686,6 +701,7 @@ class Simulation:
             wrong_clock=bool(scenario.clock_steps),
             # While the network stays bad, or the bridge's clock is wrong, only the limit of the whole run counts.
             settle_s=1e9 if scenario.clock_steps or rough else 300.0 + 45.0 * scenario.sms / scenario.lines,
+            unknown_allowed=scenario.unknown,
             stuck_s=1e9 if scenario.clock_steps or rough else scenario.stuck_s,
         )
 
