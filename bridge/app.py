@@ -29,6 +29,7 @@ from bridge.clock import Clock, SteadyTime
 from bridge.commands import Code
 from bridge.discovery import APART_S, Discovery
 from bridge.goip import events
+from bridge.goip.box import MOST_NUMBERS
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Submitted
 from bridge.goip.server import LineConfig, LineMemory, SmsServer
@@ -53,8 +54,6 @@ log = logging.getLogger(__name__)
 
 _OUTLINE = re.compile(rb"(?:[A-Za-z][A-Za-z0-9_]{0,31}:|[A-Za-z_]{2,32} )-?[0-9]{1,19}(?![^; \r\n])")
 "How datagrams of the protocol begin."
-SESSION_RECIPIENTS = 10
-"Numbers in one bulk session: the box remembers the outcome of the last ten (docs/protocol.md §4.2)."
 MAX_SENDID = 2**31 - 1
 SENDID_BLOCK = 1000
 HELD_DATAGRAMS = 10_000
@@ -1008,22 +1007,27 @@ class Bridge:
             self._feed(name)
 
     def _feed(self, name: str) -> None:
-        """Give a line that is free the next SMS: those with the same text make one session."""
+        """Give a line that is free, and whose turn it is, the next SMS: those with the same text make one session."""
         line = self.server.line(name)
-        if line is None or not line.ready or self._stopping or self._fenced or not self._going_on:
+        if line is None or not line.usable or self._stopping or self._fenced or not self._going_on:
             return
         now, at, steady = self.clock.monotonic(), self.steady.time(), self.steady
-        most = 1 if steady.pending else SESSION_RECIPIENTS  # a session doesn't know what may be too old by the clock
+        # A session doesn't know what may be too old by the clock; and of a busy line only the most urgent SMS counts.
+        most = MOST_NUMBERS if line.ready and not steady.pending else 1
         rows = self.store.queued(name, most, (at + steady.pending, steady.upto))
         if not rows:
+            self.server.leave(name, now)
+            return
+        most = self.server.turn(name, rows[0].priority, now)
+        if not most:
             return
         recipients = []
-        for row in rows:
+        for row in rows[:most]:
             if (row.text, row.priority) != (rows[0].text, rows[0].priority):
                 break
             expires = None if row.expires is None else now + row.expires - at
             recipients.append(Recipient(row.n, row.number, row.guarantee != "at_most_once", expires))
-        self.server.send_sms(name, rows[0].text, recipients, now)
+        self.server.send_sms(name, rows[0].text, recipients, now, rows[0].priority)
 
     def _send(self) -> None:
         if self.udp is None:
@@ -1468,6 +1472,7 @@ def _line_configs(settings: Settings) -> list[LineConfig]:
             goip_id=line.goip_id or name,
             password=line.password.get_secret_value(),
             allow_from=tuple(line.allow_from),
+            gateway=line.gateway,
             repeat_safe={"safe": True, "unsafe": False, "auto": None}[line.repeat_safety],
         )
         for name, line in settings.lines.items()

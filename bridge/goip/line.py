@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from bridge.goip import control, events, wire
+from bridge.goip.box import Box
 from bridge.goip.events import Address
 from bridge.goip.selftest import SelfTest
 from bridge.goip.session import BulkSession, Outcomes, Recipient, Refusal, Session
@@ -38,6 +39,8 @@ class Output(Protocol):
     def linger(self, sendid: int, outcomes: Outcomes, now: float) -> None: ...
     def schedule(self, line: "Line") -> None: ...
     def listened(self, since: float, now: float) -> float: ...
+    def box_of(self, line: "Line") -> Box: ...
+    def call_next(self, box: Box, now: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,10 @@ class Line:
     exp_time: int | None = None
     remain_time: int | None = None
     "Outgoing minutes left; -1 is unlimited."
+    gateway: str | None = None
+    "The box, where the configuration names it."
+    box: Box | None = None
+    "Where its session counts, or its last one, or where it waits for one."
     session: Session | None = None
     tester: "Line | None" = None
     "The line whose self-test sends its SMS to this one."
@@ -206,22 +213,55 @@ class Line:
         """USSD codes under way or waiting for their turn."""
         return (self._ussd is not None) + len(self._ussd_waiting)
 
-    def send_sms(self, text: str, recipients: Sequence[Recipient], now: float) -> None:
+    def turn(self, priority: int, now: float) -> int:
+        """How many numbers of this priority a bulk session may have now; 0 where the line is not ready, or has to wait.
+
+        A session that is less urgent then ends after the number it is at.
+        """
+        if isinstance(self.session, BulkSession) and self.session.priority < priority:
+            self.shorten(0, now)
+        return self._move_to_box().turn(self, priority, now) if self.ready else 0
+
+    def leave(self, now: float) -> None:
+        """There is nothing to send: others need not wait for this line to take its turn."""
+        if self.box is not None:
+            self.box.leave(self)
+            self.out.call_next(self.box, now)
+
+    def shorten(self, most: int, now: float) -> None:
+        """Let a bulk session end after so many numbers."""
+        if isinstance(self.session, BulkSession):
+            self.session.shorten(most, now)
+            self._after_session(now)
+            self.out.schedule(self)
+
+    def _move_to_box(self) -> Box:
+        box = self.out.box_of(self)
+        if self.box is not None and self.box is not box:
+            self.box.leave(self)
+        self.box = box
+        return box
+
+    def send_sms(
+        self, text: str, recipients: Sequence[Recipient], now: float, priority: int = BulkSession.PRIORITY
+    ) -> None:
         """Begin a bulk session. The line must be `ready`."""
-        self._new_session(self.out.new_sendid()).open(text, recipients, now)
+        self._new_session(self.out.new_sendid(), now, priority).open(text, recipients, now)
         self._flush()
 
-    def _new_session(self, sendid: int) -> BulkSession:
+    def _new_session(self, sendid: int, now: float, priority: int) -> BulkSession:
         assert self.session is None
         self.session = session = BulkSession(
             line=self.name,
             sendid=sendid,
             password=self.password,
             safe=self.repeat_safe,
+            priority=priority,
             timing=self.out.timing,
             events=self.out.events,
             datagrams=self._outgoing,
         )
+        self._move_to_box().begun(self, now)
         self.out.await_answer(sendid, self)
         return session
 
@@ -239,6 +279,7 @@ class Line:
             events=self.out.events,
             datagrams=self._outgoing,
         )
+        self._move_to_box().begun(self, now)
         test.begin(now)
         self._flush()
 
@@ -269,8 +310,9 @@ class Line:
     def _next_earlier(self, now: float) -> None:
         if self.session is None and self._earlier:
             submitted = self._earlier.popleft()
-            session = self._new_session(submitted.sendid)
+            session = self._new_session(submitted.sendid, now, BulkSession.PRIORITY)
             session.resume(submitted.telid, submitted.recipient, submitted.at, submitted.heard, now)
+            self._after_session(now)
 
     def slept(self, seconds: float) -> None:
         """So much time passed that no timer knows of."""
@@ -629,6 +671,7 @@ class Line:
         """The line is no longer configured: what is under way on it ends here."""
         self._cut_off(now)
         self._tell_tester(reason, now)
+        self.leave(now)
         self._earlier.clear()
         self._flush()
         for request in self._requests.values():
@@ -655,30 +698,40 @@ class Line:
         session = self.session
         if session is None:
             return
+        assert self.box is not None
+        if session.taken:
+            self.box.taken(self, now)
         if session.authenticated:
             self._set_password_refused(False)
         if session.outcomes.doubled:
             self.learn_unsafe()
             self.heed_safety(now)
         if not session.over:
+            self.out.call_next(self.box, now)
             return
         self.session = None
+        if session.refusal is Refusal.FULL:
+            self.box.refused(self, session.priority, now)
+        else:
+            self.box.ended(self)
         if session.outcomes.open or session.repeated:
             for sendid in session.sendids:
                 self.out.linger(sendid, session.outcomes, now)
         if isinstance(session, SelfTest):
             self._selftest_over(session)
         self._set_password_refused(self.password_refused or session.refusal is Refusal.PASSWORD)
-        if session.refusal in (Refusal.REFUSED, Refusal.SILENT, Refusal.PASSWORD):
+        if session.refusal in (Refusal.REFUSED, Refusal.STRANGE, Refusal.SILENT, Refusal.PASSWORD):
             timing = self.out.timing
             # A line that is heard and does not answer has a bad network, not a reason that takes longer to pass.
-            again = self._backoff * 2 if session.refusal is not Refusal.SILENT else 0.0
+            again = self._backoff * 2 if session.refusal in (Refusal.REFUSED, Refusal.PASSWORD) else 0.0
             self._backoff = min(again or timing.backoff, timing.backoff_max)
             self.blocked_until = now + self._backoff
         else:
             self._backoff = 0.0
         self._next_earlier(now)
-        self._become_ready()
+        if session.refusal is not Refusal.FULL:  # else it waits for its turn
+            self._become_ready()
+        self.out.call_next(self.box, now)
 
     # -- self-tests
 
@@ -734,6 +787,9 @@ class Line:
         session.abandon(now)
         self._outgoing.append(wire.encode_done(session.sendids[-1]))
         self._flush()
+        if self.box is not None:
+            self.box.ended(self)
+            self.out.call_next(self.box, now)
         if isinstance(session, SelfTest):
             self._selftest_over(session)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bridge.goip import events, wire
-from bridge.goip.session import Outcomes, Refusal
+from bridge.goip.session import Outcomes, Refusal, refusal_of
 from bridge.goip.timing import Timing
 
 ROUNDS = 2
@@ -67,7 +67,8 @@ class SelfTest:
         self.sendids: Sequence[int] = ()
         self.deadline: float | None = None
         self.heard = float("-inf")  # a restart of the box, whenever it was, spoils it
-        self.authenticated = False
+        self.taken = self.authenticated = False
+        self.priority = 9  # nothing makes it shorter
         self.refusal = Refusal.NONE
         self.outcomes = Outcomes(line)
         "No SMS of the owner is in it; `doubled` is the verdict `unsafe`."
@@ -135,6 +136,7 @@ class SelfTest:
             return
         match self._stage, message:
             case Stage.OPENING, wire.PasswordPrompt():
+                self.taken = True
                 datagram = wire.encode_password(self.sendids[-1], self._password)
                 self._transmit(datagram, Stage.AUTHENTICATING, now)
             case Stage.AUTHENTICATING, wire.PasswordPrompt():
@@ -247,7 +249,7 @@ class SelfTest:
     def _refused(self, text: str, now: float) -> None:
         if text == "PASSWORD" and self._stage is Stage.OPENING:
             return  # nothing was asked for yet: not an answer to us
-        self.refusal = Refusal.PASSWORD if text == "PASSWORD" else Refusal.REFUSED
+        self.refusal = refusal_of(text)
         self.give_up(f"the gateway refused the session: {text}", now)
 
     def _repeat_waiting(self, now: float) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from bridge.goip import control, events, wire
+from bridge.goip.box import Box
 from bridge.goip.events import Address
 from bridge.goip.guesses import Guesses
 from bridge.goip.line import Line, Proof, Submitted
@@ -30,6 +31,8 @@ class LineConfig:
     password: str
     allow_from: tuple[Network, ...] = ()
     "Networks the line may come from; empty: any."
+    gateway: str | None = None
+    "The box it is a line of; None: that of its host."
     repeat_safe: bool | None = None
     "Whether the firmware answers a repeated SEND with the outcome, and never sends again; None: what is proved."
 
@@ -116,7 +119,8 @@ class SmsServer:
         self._by_name: dict[str, _Registered] = {}
         self._answers: dict[int, Line] = {}
         self._ended: dict[int, _Ended] = {}
-        self._heap: list[tuple[float, int, Line]] = []
+        self._boxes: dict[tuple[str, str], Box] = {}
+        self._heap: list[tuple[float, int, Line | Box]] = []
         self._heap_order = 0
         self.configure(lines, now)
 
@@ -132,7 +136,7 @@ class SmsServer:
                 line = Line(config.name, config.goip_id, config.password, self, heard=now)
                 if known is not None:  # another line of the same name
                     known.line.retire(now)
-            line.declared_safe = config.repeat_safe
+            line.declared_safe, line.gateway = config.repeat_safe, config.gateway
             registered = _Registered(line, config.password.encode(), config.allow_from)
             self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
             if line.address is not None and not registered.allows(line.address[0]):
@@ -174,16 +178,33 @@ class SmsServer:
             if line.scheduled != when:
                 continue  # rescheduled since
             line.scheduled = None
+            if isinstance(line, Box):
+                line.handle_timer(now)
+                self.call_next(line, now)
+                continue
             registered = self._by_name.get(line.name)
             if registered is None or registered.line is not line:
                 continue  # no longer configured
             line.handle_timer(now)
             self.schedule(line)
 
-    def send_sms(self, name: str, text: str, recipients: Sequence[Recipient], now: float) -> None:
-        """Begin a bulk session on a line that is `ready`."""
+    def turn(self, name: str, priority: int, now: float) -> int:
+        """How many SMS of this priority, the highest that waits for the line, may be sent in a session now.
+
+        0 where the line is busy, or has to wait for other lines of its box: `LineReady` tells when to ask again.
+        """
+        return self._by_name[name].line.turn(priority, now)
+
+    def leave(self, name: str, now: float) -> None:
+        """Nothing waits for the line: it takes no turn."""
+        self._by_name[name].line.leave(now)
+
+    def send_sms(
+        self, name: str, text: str, recipients: Sequence[Recipient], now: float, priority: int = BulkSession.PRIORITY
+    ) -> None:
+        """Begin a bulk session on a line that is `ready`, and whose `turn` it is."""
         line = self._by_name[name].line
-        line.send_sms(text, recipients, now)
+        line.send_sms(text, recipients, now, priority)
         self.schedule(line)
 
     def request(
@@ -342,6 +363,22 @@ class SmsServer:
         if registered := self._by_name.get(outcomes.line):
             self._answers[sendid] = registered.line
 
+    def box_of(self, line: Line) -> Box:
+        """The box of a line that has an address."""
+        assert line.address is not None
+        key = ("gateway", line.gateway) if line.gateway is not None else ("host", line.address[0])
+        box = self._boxes.get(key)
+        if box is None:
+            if len(self._boxes) > len(self._by_name):  # lines have moved: what is idle can be learnt again
+                self._boxes = {key: box for key, box in self._boxes.items() if not box.idle}
+            box = self._boxes[key] = Box(self.timing)
+        return box
+
+    def call_next(self, box: Box, now: float) -> None:
+        """Tell those whose turn it is."""
+        self.events.extend(events.LineReady(line.name) for line in box.next(now))
+        self.schedule(box)
+
     def listened(self, since: float, now: float) -> float:
         """For how many seconds since then a datagram was taken as soon as it came."""
         begin, end = self.deaf
@@ -458,8 +495,8 @@ class SmsServer:
 
     # -- timers
 
-    def schedule(self, line: Line) -> None:
-        """See to it that `handle_timer` looks at the line when it wants to be looked at."""
+    def schedule(self, line: Line | Box) -> None:
+        """See to it that `handle_timer` looks at the line, or the box, when it wants to be looked at."""
         deadline = line.deadline()
         if deadline is None or (line.scheduled is not None and line.scheduled <= deadline):
             return

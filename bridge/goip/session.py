@@ -47,9 +47,20 @@ class Refusal(enum.Enum):
 
     NONE = "ended as it should"
     REFUSED = "refused for a reason that may pass"
+    FULL = "the box has as many sessions as it takes"
+    STRANGE = "the box does not know what it was just told"
     SILENT = "no answer"
     PASSWORD = "password refused"
     LOST = "the box does not know the session"
+
+
+TOO_MANY = "too_many_sends_in_server"
+_REFUSALS = {"PASSWORD": Refusal.PASSWORD, TOO_MANY: Refusal.FULL, "SENDID": Refusal.STRANGE}
+
+
+def refusal_of(text: str) -> Refusal:
+    """What an ERROR means that refuses a session."""
+    return _REFUSALS.get(text, Refusal.REFUSED)
 
 
 @dataclass(slots=True)
@@ -98,10 +109,13 @@ class Session(Protocol):
     heard: float
     "When the box showed last that it knows it."
     deadline: float | None
+    taken: bool
+    "The box has opened it."
     authenticated: bool
     refusal: Refusal
     outcomes: Outcomes
     repeated: bool
+    priority: int
 
     @property
     def over(self) -> bool: ...
@@ -115,6 +129,9 @@ class Session(Protocol):
 class BulkSession:
     """One text to one or more numbers of one line. Begins with `open`, or with `resume` after a restart."""
 
+    PRIORITY = 5
+    "Where nothing else is said."
+
     def __init__(
         self,
         *,
@@ -122,6 +139,7 @@ class BulkSession:
         sendid: int,
         password: str,
         safe: bool = False,
+        priority: int = PRIORITY,
         timing: Timing,
         events: list[events.Event],
         datagrams: list[bytes],
@@ -131,7 +149,8 @@ class BulkSession:
         self.sendids: Sequence[int] = (sendid,)
         self.phase = Phase.OPENING
         self.refusal = Refusal.NONE
-        self.authenticated = False
+        self.taken = self.authenticated = False
+        self.priority = priority
         self.outcomes = Outcomes(line)
         self._password = password
         self._pending: list[Recipient] = []
@@ -165,7 +184,7 @@ class BulkSession:
         Only for firmware where a repeated SEND is a query: should the first one not have arrived, this is the first.
         Never MSG with an old sendid: that would make a new session, in which SEND sends (docs/reliability.md).
         """
-        self.authenticated = True
+        self.taken = self.authenticated = True
         self.heard = heard
         self._telid, self.outcomes.open[telid] = telid, recipient
         self._submitted_at = self._silent_since = now
@@ -180,6 +199,7 @@ class BulkSession:
             self.heard = now
         match self.phase, message:
             case Phase.OPENING, wire.PasswordPrompt():
+                self.taken = True
                 self._transmit(wire.encode_password(self.sendid, self._password), Phase.AUTHENTICATING, now)
             case Phase.AUTHENTICATING, wire.PasswordPrompt():
                 # Our PASSWORD was lost, or this answers a repeated MSG: the box waits for it (§4.4).
@@ -264,8 +284,12 @@ class BulkSession:
 
     def wind_down(self, now: float) -> None:
         """Submit no more numbers: they stay in the owner's queue. One that is submitted still gets its outcome."""
-        self._pending.clear()
-        if self.phase in (Phase.OPENING, Phase.AUTHENTICATING):
+        self.shorten(0, now)
+
+    def shorten(self, most: int, now: float) -> None:
+        """Submit so many numbers at most, with those that were; the others stay in the owner's queue."""
+        del self._pending[max(0, most - self._telid) :]
+        if not self._pending and self.phase in (Phase.OPENING, Phase.AUTHENTICATING):
             self._done(now)
 
     @property
@@ -364,7 +388,9 @@ class BulkSession:
             self.refusal = Refusal.PASSWORD
             self._done(now)  # the box waits for another PASSWORD or for DONE
             return
-        self._give_back(text, Refusal.REFUSED, now)
+        if text == TOO_MANY:
+            self._pending.clear()  # nothing happened to them: they wait for their turn, as before
+        self._give_back(text, refusal_of(text), now)
 
     def _error_after_submit(self, text: str, now: float) -> None:
         words = text.split()
@@ -400,7 +426,7 @@ class BulkSession:
             self._events.append(events.SmsRequeued(self.line, recipient.msg, reason))
         self._pending.clear()
         self.refusal = refusal
-        if self.phase is Phase.OPENING and refusal is Refusal.REFUSED and not self.repeated:
+        if self.phase is Phase.OPENING and refusal is not Refusal.SILENT and not self.repeated:
             self._close()  # the box opened nothing, so there is nothing to end (§12.4)
         else:
             self._done(now)

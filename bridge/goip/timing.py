@@ -25,6 +25,9 @@ class Timing:
     backoff: float = 30.0
     "Pause after a refused session, doubling up to `backoff_max` (§12.4)."
     backoff_max: float = 300.0
+    full: float = 5.0
+    """Pause before a box that refused a session is tried with one more than it has, while somebody waits. It costs two
+    datagrams; and where an earlier run left sessions, it is what is lost once the box has forgotten them (§4.2)."""
     done: float = 2.5
     "Wait for the confirmation of DONE before it is repeated once and the line is free again (§4.4)."
     cells: float = 30.0

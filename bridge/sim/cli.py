@@ -65,6 +65,12 @@ def _add_line_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--channels", type=_count, default=8, metavar="N", help="lines of one box (default 8)")
     group.add_argument("--profile", choices=PROFILES, default="spec", metavar="NAME", help="firmware, see below")
     group.add_argument(
+        "--sessions-per",
+        choices=("box", "line"),
+        default="box",
+        help="what may have five sessions at once (default box: the worse case)",
+    )
+    group.add_argument(
         "--keepalive", type=_positive, default=30.0, metavar="S", help="seconds between keepalives (default 30)"
     )
     group.add_argument(
@@ -155,6 +161,7 @@ def _options(args: argparse.Namespace) -> SimOptions:
             password=args.password,
             phone=args.phone,
             profile=PROFILES[args.profile],
+            sessions_per=args.sessions_per,
             keepalive=args.keepalive,
             time_scale=args.time_scale,
             wait=args.wait,

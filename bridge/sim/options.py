@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from bridge.sim.profiles import PROFILES, Profile
 
@@ -32,7 +33,9 @@ class LineOptions:
     session_idle: float = 90.0
     "Until the box forgets a session it hears nothing about (docs/protocol.md §4.2)."
     sessions: int = 5
-    "How many sessions may be open at once, on all lines of the box."
+    "How many sessions may be open at once (docs/protocol.md §4.2)."
+    sessions_per: Literal["box", "line"] = "box"
+    "Of what: the document does not say."
 
     time_scale: float = 1.0
     "10 makes the mobile network ten times faster: SMS, reports, USSD, calls, booting."

@@ -68,7 +68,7 @@ class SmsSender:
             self._line.reply(source, f"{'SEND' if session.authenticated else 'PASSWORD'} {sendid}\n", now)
         elif not self._line.logged_in:
             self._line.reply(source, f"ERROR {sendid} GSM_LOGOUT\n", now)
-        elif sum(line.sms.open_sessions(now) for line in self._line.gateway.lines) >= self._line.options.sessions:
+        elif self._sessions_that_count(now) >= self._line.options.sessions:
             self._line.reply(source, f"ERROR {sendid} too_many_sends_in_server\n", now)
         else:
             self._sessions[sendid] = _Session(message.text, heard=now)
@@ -112,6 +112,10 @@ class SmsSender:
         idle = self._line.options.session_idle
         self._sessions = {key: value for key, value in self._sessions.items() if now - value.heard < idle}
         return len(self._sessions)
+
+    def _sessions_that_count(self, now: float) -> int:
+        lines = self._line.gateway.lines if self._line.options.sessions_per == "box" else [self._line]
+        return sum(line.sms.open_sessions(now) for line in lines)
 
     def _session(self, sendid: int, now: float) -> _Session | None:
         self.open_sessions(now)

@@ -160,11 +160,21 @@ def test_opening_password_prompt_is_answered_with_the_password(opening):
     assert opening.phase is Phase.AUTHENTICATING
 
 
-@pytest.mark.parametrize("reason", ["too_many_sends_in_server", "GSM_LOGOUT", "SENDID", "something else"])
-def test_opening_refused_gives_the_sms_back_and_needs_no_done(opening, reason):
+@pytest.mark.parametrize(
+    ("reason", "refusal"),
+    [("GSM_LOGOUT", Refusal.REFUSED), ("SENDID", Refusal.STRANGE), ("something else", Refusal.REFUSED)],
+)
+def test_opening_refused_gives_the_sms_back_and_needs_no_done(opening, reason, refusal):
     assert opening.tell(f"ERROR 42 {reason}\n") == []
     assert opening.told() == [events.SmsRequeued("goip1", 1, reason)]
-    assert (opening.phase, opening.session.refusal) == (Phase.CLOSED, Refusal.REFUSED)
+    assert (opening.phase, opening.session.refusal) == (Phase.CLOSED, refusal)
+
+
+def test_opening_on_a_full_box_leaves_the_sms_as_it_was(opening):
+    assert opening.tell("ERROR 42 too_many_sends_in_server\n") == []
+    assert opening.told() == []
+    assert (opening.phase, opening.session.refusal) == (Phase.CLOSED, Refusal.FULL)
+    assert opening.session.pending == set()
 
 
 def test_opening_refused_after_a_repeat_is_ended_as_one_of_the_two_may_be_open(opening):
@@ -220,7 +230,12 @@ def test_auth_refused_password_fails_all_numbers_and_ends_the_session():
     assert session.session.refusal is Refusal.PASSWORD
 
 
-@pytest.mark.parametrize("reason", ["GSM_LOGOUT", "SENDID", "too_many_sends_in_server"])
+def test_auth_on_a_full_box_leaves_the_sms_as_it_was(auth):
+    assert auth.tell("ERROR 42 too_many_sends_in_server\n") == ["DONE 42\n"]
+    assert (auth.told(), auth.session.refusal) == ([], Refusal.FULL)
+
+
+@pytest.mark.parametrize("reason", ["GSM_LOGOUT", "SENDID"])
 def test_auth_refused_gives_the_sms_back(auth, reason):
     assert auth.tell(f"ERROR 42 {reason}\n") == ["DONE 42\n"]
     assert auth.told() == [events.SmsRequeued("goip1", 1, reason)]
@@ -622,23 +637,24 @@ def test_second_session_has_an_id_of_its_own(bench):
     assert bench.send_sms() == [f"MSG {SENDID + 1} 5 hello\n"]
 
 
-def refuse(bench: Bench, sendid: int) -> float:
+def refuse(bench: Bench, sendid: int, reason: str = "GSM_LOGOUT") -> float:
     """A session is refused; how long the line pauses."""
     bench.send_sms()
-    bench.tell(f"ERROR {sendid} too_many_sends_in_server\n")
+    bench.tell(f"ERROR {sendid} {reason}\n")
     assert not bench.line.ready
     return bench.line.blocked_until - bench.now
 
 
-def test_line_pauses_longer_after_each_refusal(bench):
+@pytest.mark.parametrize(("reason", "expected"), [("GSM_LOGOUT", [30, 60, 120, 240, 300, 300]), ("SENDID", [30] * 6)])
+def test_line_pauses_longer_after_each_refusal(bench, reason, expected):
     pauses = []
     for n in range(6):
-        pauses.append(refuse(bench, SENDID + n))
+        pauses.append(refuse(bench, SENDID + n, reason))
         bench.keepalive()
         bench.advance(pauses[-1] - 1)
         bench.keepalive()
         bench.advance(1)
-    assert pauses == [30, 60, 120, 240, 300, 300]
+    assert pauses == expected
 
 
 def test_pause_is_short_again_after_a_good_session(bench):

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bridge import app, batch
 from bridge.app import Bridge
@@ -98,6 +98,16 @@ class Scenario:
     "What the wall clock is set wrong by, one after the other."
     per_box: int = 1
     "Lines of one box: they share its power, its host and its five sessions."
+    sessions_per: Literal["box", "line"] = "box"
+    "What has five sessions."
+    one_host: bool = False
+    "All boxes are behind one NAT, and the configuration does not say which lines are of one box."
+    jobs: int = 0
+    "Each line begins with a job of so many numbers."
+    urgent: float = 0.0
+    "Share of commands with priority 9."
+    urgent_s: float | None = None
+    "No line has an SMS with priority 9 waiting, and none on its way, for longer."
     numbers: int | None = None
     "SMS go to so many different numbers, over and over; None is a new one for each."
     report_delay: tuple[float, float] = (3.0, 10.0)
@@ -158,6 +168,19 @@ SCENARIOS = {
             name="ttl", faults=ROUGH, kills=0.3, down=(1.0, 60.0), ttl=(5.0, 120.0), keyless=0.0, waived=("I5",)
         ),
         Scenario(name="ussd", faults=Faults(loss=0.1, delay=(0.0, 0.05)), kills=0.2, ussd=30, sms=10),
+        # All lines are busy with jobs, and their box takes five sessions, or five for each line.
+        Scenario(
+            name="full_box", faults=LAN, lines=16, per_box=16, sms=80, inbound=0, jobs=15, urgent=0.4, urgent_s=30.0,
+        ),
+        Scenario(
+            name="full_lines", faults=LAN, lines=16, per_box=16, sessions_per="line", sms=80, inbound=0, jobs=15,
+            urgent=0.4, urgent_s=30.0,
+        ),
+        Scenario(name="full_nat", faults=LAN, lines=18, per_box=6, one_host=True, sms=80, inbound=0, jobs=15),
+        Scenario(
+            name="full_kills", qualified=False, faults=Faults(loss=0.02, delay=(0.0, 0.05)), lines=16, per_box=16,
+            sms=80, inbound=0, jobs=10, kills=0.02,
+        ),
         Scenario(name="boxes", faults=LAN, lines=16, per_box=8, sms=120, kills=0.1, reboots=1),
         Scenario(
             name="one_number", profile="repeat_unsafe_wait", qualified=False, faults=ROUGH, kills=0.3, numbers=2,
@@ -175,7 +198,7 @@ SCENARIOS = {
             name="power_ttl", faults=LAN, down=(25.0, 300.0), power_cuts=6, kills=0.1, ttl=(5.0, 600.0), keyless=0.0,
             waived=("I5", "I13"),
         ),
-        Scenario(name="nat", profile="flaky_ntp", faults=LAN, kills=0.1, reboots=1, nat=0.3),
+        Scenario(name="nat", profile="flaky_ntp", faults=LAN, kills=0.1, reboots=1, nat=0.3, waived=("I5", "I13")),
         # The box has another port whenever it says what became of an SMS: what was sent is never in doubt for that.
         Scenario(name="nat_sudden", qualified=False, faults=LAN, nat_sudden=0.2, reports=0.0, unknown=0, stuck_s=60.0),
         Scenario(name="quiet_disk", profile="repeat_unsafe_wait", qualified=False, faults=LAN, stalls=20),
@@ -187,7 +210,7 @@ SCENARIOS = {
         Scenario(name="reloads", faults=LAN, reloads=8, stalls=10, kills=0.05, keyless=0.0, waived=("I5",)),
         # Reports come seconds after an OK that was lost: no line waits for it until the box has forgotten the session.
         Scenario(
-            name="lost_oks", qualified=False, faults=Faults(loss=0.1, delay=(0.0, 0.05)),
+            name="lost_oks", qualified=False, faults=Faults(loss=0.05, delay=(0.0, 0.05)),
             lines=16, sms=160, inbound=0, radio_errors=0.0, stuck_s=45.0,
         ),
         # What it says is wrong, and the truth comes after it, or late: nothing is sent twice or told wrongly for that.
@@ -260,6 +283,7 @@ class Simulation:
         pattern = LineOptions(
             id="line%d", password="secret-%d", profile=profile, radio_errors=scenario.radio_errors, boot_time=20.0,
             radio_error_code=28, report_delay=scenario.report_delay, reports=scenario.reports,
+            sessions_per=scenario.sessions_per,
         )  # fmt: skip
         options = [pattern.numbered(number) for number in range(1, scenario.lines + 1)]
         size = scenario.per_box
@@ -267,6 +291,8 @@ class Simulation:
         self.lines: dict[str, SimulatedLine] = {line.id: line for box in self.gateways for line in box.lines}
         self.addresses = {
             line.id: (f"10.0.0.{n}", 10990 + line.channel)
+            if not scenario.one_host
+            else ("10.0.0.1", 10990 + 100 * n + line.channel)
             for n, box in enumerate(self.gateways, 1)
             for line in box.lines
         }
@@ -484,6 +510,10 @@ class Simulation:
         lines = list(self.lines)
         left = scenario.sms
         number = 0
+        for line in lines if scenario.jobs else ():
+            numbers = [f"+49{rng.randrange(10**9, 10**10)}" for _ in range(scenario.jobs)]
+            body: dict[str, Any] = {"id": f"job-{line}", "to": numbers, "text": "a job"}
+            self._order(f"goip/{line}/cmd/sms", body, rng.uniform(1.0, 5.0))
         while left > 0:
             count = min(left, rng.choice((1, 1, 1, 1, 1, 1, 1, 2, 3, 5)))
             left -= count
@@ -498,12 +528,14 @@ class Simulation:
                 topic = f"goip/{line}/cmd/sms/00{numbers[0][1:]}"
                 command = checker.Command(topic=topic, payload=text.encode())
             else:
-                body: dict[str, Any] = {"id": f"c{number}", "to": numbers if count > 1 else numbers[0], "text": text}
+                body = {"id": f"c{number}", "to": numbers if count > 1 else numbers[0], "text": text}
                 body["guarantee"] = rng.choice(scenario.guarantees)
                 if scenario.ttl is not None:
                     body["ttl_s"] = round(rng.uniform(*scenario.ttl))
                 if rng.random() < 0.2:
                     body["priority"] = rng.choice((0, 9))
+                if scenario.urgent and rng.random() < scenario.urgent:
+                    body["priority"] = 9
                 command = checker.Command(
                     topic=f"goip/{line}/cmd/sms", payload=json.dumps(body).encode(), id=f"c{number}"
                 )
@@ -546,6 +578,12 @@ class Simulation:
             at = 1000.0 + seconds * n / (len(scenario.clock_steps) + 1)
             self.loop.call_at(at, self._step_clock, shift)
         return seconds
+
+    def _order(self, topic: str, body: dict[str, Any], after: float) -> None:
+        command = checker.Command(topic=topic, payload=json.dumps(body).encode(), id=body["id"])
+        self.expected += len(body["to"])
+        self.commands.append(command)
+        self.loop.call_at(1000.0 + after, self._produce, command)
 
     def _produce(self, command: checker.Command) -> None:
         """A producer without an id publishes once; one with an id repeats until there is a result."""
@@ -700,7 +738,9 @@ class Simulation:
             ended=self.now(),
             wrong_clock=bool(scenario.clock_steps),
             # While the network stays bad, or the bridge's clock is wrong, only the limit of the whole run counts.
-            settle_s=1e9 if scenario.clock_steps or rough else 300.0 + 45.0 * scenario.sms / scenario.lines,
+            settle_s=1e9
+            if scenario.clock_steps or rough
+            else 300.0 + 45.0 * (scenario.sms / scenario.lines + scenario.jobs),
             unknown_allowed=scenario.unknown,
             stuck_s=1e9 if scenario.clock_steps or rough else scenario.stuck_s,
         )
@@ -782,6 +822,8 @@ def simulate(
     report = checker.check(history)
     report.violations += dialled_once(history)
     report.violations += outages_told(history)
+    if scenario.urgent_s is not None:
+        report.violations += urgent_in_time(history, scenario.urgent_s)
     report.violations = [each for each in report.violations if each.invariant not in scenario.waived]
     return report, simulation
 
@@ -792,6 +834,26 @@ def dialled_once(history: checker.History) -> Iterator[checker.Violation]:
     for (line, code), count in dialled.items():
         if count > 1:
             yield checker.Violation(invariant="I3", message=f"{code} was dialled {count} times", evidence=line)
+
+
+def urgent_in_time(history: checker.History, seconds: float) -> Iterator[checker.Violation]:
+    """I13: an SMS with priority 9 does not wait long for those of its line or box that are less urgent."""
+    by_line: dict[str, list[tuple[float, float, float, str]]] = {}
+    for sms in checker.View(history).sms.values():
+        if sms.wanted is not None and sms.wanted.priority == 9:
+            times = {str(fact.payload["event_type"]): fact.happened for fact in reversed(sms.facts)}
+            end = min((times[state] for state in checker.FINAL if state in times), default=history.ended)
+            times_of = times["queued"], times.get("sending", history.ended), end, sms.msg
+            by_line.setdefault(sms.line, []).append(times_of)
+    for line, entries in by_line.items():
+        free = 0.0  # when the one before it on this line was over
+        for queued, sending, end, msg in sorted(entries, key=lambda entry: entry[1]):
+            if sending - max(queued, free) > seconds:
+                late = sending - max(queued, free)
+                yield checker.Violation(
+                    invariant="I13", message=f"an SMS with priority 9 waited {late:.0f} s", evidence=(line, msg)
+                )
+            free = max(free, end)
 
 
 def outages_told(history: checker.History) -> Iterator[checker.Violation]:
