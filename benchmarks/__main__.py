@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from benchmarks import breakdown, inbound, keepalives, lines, outbound
+from benchmarks import boxes, breakdown, inbound, keepalives, lines, outbound
 from benchmarks.harness import CORES, LOAD_CORE, WrongResultError
 
 ALL = {
@@ -12,6 +12,7 @@ ALL = {
     "inbound": inbound.run,
     "lines": lines.run,
     "outbound": outbound.run,
+    "boxes": boxes.run,
     "breakdown": breakdown.run,
 }
 

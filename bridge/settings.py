@@ -418,7 +418,8 @@ class LineSettings(_Section):
     name: Name | None = Field(default=None, examples=["Gate SIM"])
     """Name for people. Default: the line's id."""
     gateway: Id | None = Field(default=None, examples=["rack1"])
-    """The box this line belongs to; lines with the same value are one device. Default: none."""
+    """The box this line belongs to; lines with the same value are one device, and take turns where it takes only a few
+    sessions in all. Default: none; lines at one address count as one box then."""
     country: Country | None = Field(default=None, examples=["DE"])
     """Country of the SIM (ISO 3166, two letters), to complete national numbers of senders. Default: numbers stay as
     they are."""

@@ -48,8 +48,8 @@ class Mutation:
     changes: tuple[tuple[str, str, str], ...]
     "File, the text as it is, and what it becomes."
     chaos: tuple[str, ...] | None = ()
-    """Options that make the chaos run look at what is broken. None where it can't see it: its disk does not stall, and
-    nobody sets its clock or reloads."""
+    """Options that make the chaos run look at what is broken. None where it can't see it: its disk does not stall, nobody
+    sets its clock or reloads, and its gateways neither lie, nor move to another port, nor are full."""
     first: tuple[str, int] | None = None
     """Scenario and seed with which the simulation begins, since they notice it; all the others come behind. None where
     a crash point does."""
@@ -217,6 +217,49 @@ MUTATIONS = (
         ),
         None,
         ("clocks_ttl", 1),
+    ),
+    Mutation(
+        "one answer that a SEND was not taken is believed at once",
+        (
+            (
+                "bridge/goip/session.py",
+                "Phase.DENIED, text, not_taken\n            self.deadline = now + self._timing.grace\n",
+                "Phase.DENIED, text, not_taken\n            self.deadline = now\n",
+            ),
+        ),
+        None,
+    ),
+    Mutation(
+        "a line waits for an OK that was lost although the delivery report is there",
+        (("bridge/ledger.py", "        if self._settles_what_is_under_way(event, batch):\n            return\n", ""),),
+        None,
+    ),
+    Mutation(
+        "an outcome from a new port of the line's host is thrown away",
+        (
+            (
+                "bridge/goip/server.py",
+                "        if address[0] not in [place[0] for place in known if place is not None]:\n",
+                "        if True:\n",
+            ),
+        ),
+        None,
+    ),
+    Mutation(
+        "a line that a full box refuses pauses, each time twice as long",
+        (("bridge/goip/session.py", "TOO_MANY: Refusal.FULL, ", ""),),
+        None,
+    ),
+    Mutation(
+        "the next session of a full box is that of the longest wait, however urgent others are",
+        (
+            (
+                "bridge/goip/box.py",
+                "        return wait.held_until if now < wait.held_until else 0.0, -priority, wait.since\n",
+                "        return 0.0, 0.0, wait.since\n",
+            ),
+        ),
+        None,
     ),
 )
 "What must be noticed; what is written here is part of what the proof promises."
