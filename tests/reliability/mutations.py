@@ -48,8 +48,8 @@ class Mutation:
     changes: tuple[tuple[str, str, str], ...]
     "File, the text as it is, and what it becomes."
     chaos: tuple[str, ...] | None = ()
-    """Options that make the chaos run look at what is broken. None where it can't see it: its disk does not stall, nobody
-    sets its clock or reloads, and its gateways neither lie, nor move to another port, nor are full."""
+    """Options that make the chaos run look at what is broken. None where it can't see it: its disk does not stall,
+    nobody sets its clock or reloads, and its gateways neither lie, nor move to another port, nor are full."""
     first: tuple[str, int] | None = None
     """Scenario and seed with which the simulation begins, since they notice it; all the others come behind. None where
     a crash point does."""
