@@ -41,6 +41,7 @@ class Link:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.published: list[Publication] = []
+        self.probed = False
         self.early: list[str] = []
         "Retained topics that the store did not know when they were published."
 
@@ -56,6 +57,9 @@ class Link:
 
     def acknowledge(self, _message: Incoming) -> None:
         pass
+
+    def probe(self) -> None:
+        self.probed = True
 
 
 class World:
@@ -76,7 +80,10 @@ class World:
         return Settings(instance="home", lines=self.lines)
 
     def settle(self) -> None:
-        while self.acknowledged < len(self.link.published):
+        while self.acknowledged < len(self.link.published) or self.link.probed:
+            if self.link.probed:
+                self.link.probed = False
+                self.bridge.proved(self.clock.now)
             tokens = range(self.acknowledged, len(self.link.published))
             self.acknowledged = tokens.stop
             self.bridge.published([(token, 0) for token in tokens])

@@ -303,6 +303,10 @@ class Link:
     def acknowledge(self, _message: Incoming) -> None:
         pass
 
+    def probe(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self.handler.proved, loop.time())
+
     async def disconnect(self, *, clean: bool = True) -> None:
         self.connected = False
 
