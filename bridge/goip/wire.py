@@ -382,6 +382,8 @@ def _take_apart(data: bytes, start: int) -> _Parts:
         header, free = _cut_free_text(data, b";receive:" if known == "AT" else b";msg:")
     name, behind = _FREE_FIELDS.get(known, ("", ()))
     if name:
+        if free is None:
+            header = header.rstrip(_PADDING).removesuffix(b";")  # the end of the last field, not of a name
         head, pieces, fields = _split_around(header, name, behind)
     else:
         head, *pieces = _pieces(header)

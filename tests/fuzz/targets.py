@@ -151,7 +151,8 @@ def encode_event(message: wire.Event) -> bytes:
     match message:
         case wire.Receive(srcnum=srcnum, raw=raw, smscnum=smscnum, senttime=senttime):
             fields |= {"srcnum": srcnum, "smscnum": smscnum, "senttime": senttime}
-            free = b";msg:" + raw + b"\n"
+            # Without a `;` before `;msg:`, which would be of the name.
+            return joined(f"{message.kind}:{message.recvid}", fields).removesuffix(b";") + b";msg:" + raw + b"\n"
         case wire.Deliver(sms_no=sms_no, state=state, num=num):
             fields |= {"sms_no": sms_no, "state": state, "num": num}
         case wire.State(state=state, number=number):
@@ -189,8 +190,10 @@ def joined(head: str, fields: Any) -> bytes:
 
 def comparable(message: wire.Message) -> dict[str, Any]:
     """Everything but `raw` of an unknown event, which keeps the order and the blanks of its datagram, and how damaged
-    a text was."""
+    a text was. Blanks in front of the text of an SMS belong to no field."""
     fields = asdict(message) | {"": type(message).__name__}
+    if isinstance(message, wire.Receive):
+        fields |= {key: (fields[key] or "").rstrip("\r\n ") for key in ("srcnum", "smscnum", "senttime")}
     if isinstance(message, wire.OtherEvent):
         del fields["raw"]
     return fields

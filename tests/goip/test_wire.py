@@ -260,6 +260,8 @@ def test_no_sender_changes_who_the_gateway_is(name, frame):
         ("RECORD", "num:A;dir:2;B;dir:1", {"dir": 1, "num": "A;dir:2;B"}),
         ("CELLINFO", 'info:"LAC:7E5;CELL ID:5E5B"', {"info": "LAC:7E5;CELL ID:5E5B"}),
         ("USSN", "msg:1;id:x;password:y;msg:z", {"text": "1;id:x;password:y;msg:z"}),
+        ("STATE", "gsm_remain_state:DIALING:1;\r\n", {"state": "DIALING", "number": "1"}),
+        ("HANGUP", "num:A;B;", {"num": "A;B", "cause": ""}),
         ("HANGUP", "num:A;msg:B;password:x,cause:User busy", {"num": "A;msg:B;password:x", "cause": "User busy"}),
     ],
 )
