@@ -274,6 +274,8 @@ _SECRETS = frozenset(("pass", "password"))
 _ATTACHED = {"0": False, "N": False, "1": True, "Y": True}
 _KEEPALIVE_FREE = frozenset(("pro", "voip_state"))
 "Fields of a keepalive whose text a network or a caller chose."
+_BEHIND_TEXTS = frozenset(("idle", "disable_status", "SMS_LOGIN", "SMB_LOGIN", "cellinfo", "CGATT"))
+"Fields behind both of these (§3): between them only a caller can have said one."
 _FREE_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "RECEIVE": ("srcnum", ("smscnum", "senttime")),
     "DELIVER": ("num", ("sms_no", "state")),
@@ -328,17 +330,22 @@ def _keepalive_fields(pieces: list[str]) -> dict[str, str]:
     front of it, and those behind it are said again, by the box, behind what it holds.
     """
     fields: dict[str, str] = {}
-    free: str | None = None
+    text = ""
+    "The last field whose text others chose."
+    inside = False
     settled: frozenset[str] = frozenset()
     for piece in pieces:
         key, colon, value = piece.partition(":")
         name = _KEEPALIVE_KEYS.get(key) or _KEEPALIVE_KEYS.get(key.lower(), key)
-        if free is not None and (name in settled or (not colon and piece.strip())):
-            fields[free] += f";{piece}"
+        if name in settled if colon else (inside and piece.strip()):
+            fields[text] += f";{piece}"
         elif colon:
-            free = name if name in _KEEPALIVE_FREE else None
-            if free is not None:
-                settled = frozenset(fields) | (_SECRETS if fields.keys() & _SECRETS else frozenset())
+            inside = name in _KEEPALIVE_FREE
+            if inside:
+                text = name
+                fields.pop(text, None)  # said by the box only now, behind another text
+                settled |= fields.keys() - _BEHIND_TEXTS if settled else fields.keys()
+                settled |= _SECRETS if fields.keys() & _SECRETS else frozenset()
             fields[name] = value
     return fields
 
@@ -368,7 +375,8 @@ def _decode_event(data: bytes, start: int) -> Event:
     id = fields.get("id")
     if id is None:
         raise WireError(f"{parts.kind} without id")
-    common = (parts.kind, parts.recvid, id, fields.get("password", fields.get("pass", "")))
+    password = next((value for key, value in fields.items() if key in _SECRETS), "")  # the first, as of all fields
+    common = (parts.kind, parts.recvid, id, password)
     known = _build_known(parts.kind.upper(), common, fields.get, parts.free)
     return known or _build_other(common, parts.pieces, parts.free)
 
@@ -407,15 +415,17 @@ def _split_around(header: bytes, name: str, behind: tuple[str, ...]) -> tuple[st
     head, *pieces = _split(header[:at])
     fields = _fields(pieces)
     begin = at + len(name) + 2
-    last = (
-        max(folded.rfind(f";{key}:".encode(), begin) for key in keys)
-        for keys in (("id",), tuple(_SECRETS), *((key,) for key in behind))
-        if not any(key in fields for key in keys)
-    )
+    # What is not said in front of it may come behind it, and nothing else.
+    groups = [{"id"}, _SECRETS, *({key} for key in behind)]
+    awaited = [keys for keys in groups if not keys & fields.keys()]
+    last = (max(folded.rfind(f";{key}:".encode(), begin) for key in keys) for keys in awaited)
     end = min((place for place in last if place >= 0), default=len(header))
     text, rest = _decoded(header[begin:end]), _split(header[end + 1 :]) if end < len(header) else []
-    pairs = [piece.partition(":") for piece in rest]
-    fields = {key.strip().lower(): value for key, colon, value in pairs if colon} | fields | {name: text}
+    for key, colon, value in (piece.partition(":") for piece in rest):
+        key = key.strip().lower()
+        if colon and any(key in keys for keys in awaited):
+            fields["password" if key in _SECRETS else key] = value
+    fields[name] = text
     return head, [*pieces, f"{name}:{text}", *rest], fields
 
 

@@ -185,6 +185,7 @@ def test_damaged_sender_is_sanitised():
 # What the box says in front of a name and behind it, and the names that strangers give themselves.
 FRAMES = (
     ("id:goip1;password:pw1;", ""),
+    ("id:goip1;pass:pw1;", ""),
     ("id:goip1;pass:pw1;", ";smscnum:+49171;senttime:2024-01-02 03:04:05"),
     ("id:goip1;password:pw1;", ";senttime:2024-01-02 03:04:05;smscnum:+49171"),
     ("", ";id:goip1;password:pw1"),
@@ -204,7 +205,18 @@ NAMES = (
     "x;MSG",
     "Bank;ID",
 )
-FORGED = (";id:goip2", ";ID:goip2;x", ";password:x", ";pass:x;y", ";id:goip2;password:x", ";smscnum:1", ";senttime:1;x")
+FORGED = (
+    ";id:goip2",
+    ";ID:goip2;x",
+    ";password:x",
+    ";pass:x;y",
+    ";id:goip2;password:x",
+    ";smscnum:1",
+    ";senttime:1;x",
+    ";smscnum:1;password:x",
+    ";senttime:1;id:goip2;pass:x",
+    ";smscnum:1;srcnum:x",
+)
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=str)
@@ -284,6 +296,15 @@ def test_no_name_of_a_network_or_caller_changes_another_field_of_a_keepalive(nam
     assert message.fields[free] == (name.partition(";disable")[0])
 
 
+def test_what_a_caller_says_between_two_texts_of_a_keepalive_changes_nothing_either():
+    data = "req:1;id:a;pass:p;signal:20;voip_state:INCOMING:x;pro:y;disable_status:1;signal:0;remain_time:-1;imei:7;"
+    message = decode(data + "pro:POL;signal:1;imei:8;idle:11;disable_status:0;CGATT:Y;")
+    assert message.fields == {
+        "signal": "20", "voip_state": "INCOMING:x", "remain_time": "-1", "imei": "7",
+        "pro": "POL;signal:1;imei:8", "idle": "11", "disable_status": "0", "CGATT": "Y",
+    }  # fmt: skip
+
+
 def test_receive_of_newer_firmware_tells_centre_and_time():
     message = decode("RECEIVE:1;id:a;password:p;srcnum:1;smscnum:+49171;senttime:2024-01-02 03:04:05;msg:x")
     assert (message.smscnum, message.senttime) == ("+49171", "2024-01-02 03:04:05")
@@ -345,6 +366,12 @@ def test_cgatt_is_a_truth_value(value, attached):
 def test_unset_numbers_are_none(value, number):
     assert decode(f"REMAIN:1;id:a;password:p;gsm_remain_time:{value}").minutes == number
     assert decode(f"DELIVER:1;id:a;password:p;sms_no:{value};state:{value}").state == number
+
+
+@pytest.mark.parametrize(("one", "other"), [("pass", "password"), ("password", "pass")])
+def test_nothing_in_an_unknown_event_changes_who_the_gateway_is(one, other):
+    message = decode(f"NEW:7;id:a;{one}:p;text:hi;id:b;{other}:x;{one}:y")
+    assert (message.id, message.password) == ("a", "p")
 
 
 @pytest.mark.parametrize("kind", ["NUM_ICCID", "need_recharge", "X1"])
