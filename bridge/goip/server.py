@@ -138,6 +138,8 @@ class SmsServer:
                     known.line.retire(now)
             line.declared_safe, line.gateway = config.repeat_safe, config.gateway
             registered = _Registered(line, config.password.encode(), config.allow_from)
+            if known is not None:
+                registered.guesses = known.guesses
             self._by_name[config.name] = self._by_goip_id[config.goip_id] = registered
             if line.address is not None and not registered.allows(line.address[0]):
                 line.forget_address(now)

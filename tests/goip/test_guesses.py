@@ -121,6 +121,12 @@ def test_a_host_that_stops_guessing_is_heard_again(world: World) -> None:
     assert world.keepalive("l0", "990000")
 
 
+def test_a_reload_gives_nobody_new_guesses(world: World) -> None:
+    world.guess("l0", 1000, per_s=1000)
+    world.server.configure([LineConfig(name="l0", goip_id="l0", password="990000")], world.now)
+    assert not world.keepalive("l0", "990000")
+
+
 def test_while_the_store_is_stuck_nobody_guesses_either(world: World) -> None:
     world.guess("l0", 1000, per_s=1000)
     assert not world.server.is_from_a_line(b"STATE:1;id:l0;password:990000", (HOST, 5000), world.now)
