@@ -332,6 +332,7 @@ class Chaos:
         for number, due in enumerate(self._times(self.options.inbound)):
             if number == 0 or rng.random() > 0.05:
                 line, sender = rng.choice(list(self.ids)), f"+4915{rng.randrange(10**8):08d}"
+                sender = checker.NAMES.get(number % 10, sender)
                 text = f"in {number}; {rng.choice(('Hallo!', 'Grüße ✓', 'a;b:c', 'x' * 200))}"
             await asyncio.sleep(start + due - time.monotonic())
             self.ids[line].simulator.line(line).receive_sms(sender, text)

@@ -958,10 +958,12 @@ _KEYLESS_S = 10.0
 _FAILED = range(64, 128)
 "TP-Status of reports that are final; those between 1 and 63 settle nothing (docs/protocol.md §5)."
 
+NAMES = {3: "Bank;24", 6: ";id:nobody"}
+"What some who send SMS call themselves, by the last digit of their number in a run."
 _Inbound = tuple[str, int, str, str]
 "Line, recvid, sender, text."
 _RECEIVE = re.compile(
-    rb"RECEIVE:(-?\d+);id:([^;]*);password:[^;]*;srcnum:([^;]*)(?:;smscnum:[^;]*;senttime:[^;]*)?;msg:(.*)", re.S
+    rb"RECEIVE:(-?\d+);id:([^;]*);password:[^;]*;srcnum:(.*?)(?:;smscnum:[^;]*;senttime:[^;]*)?;msg:(.*)", re.S
 )
 
 

@@ -207,6 +207,10 @@ MUTATIONS = (
         ("reloads", 1),
     ),
     Mutation(
+        "a sender's name ends at its first semicolon",
+        (("bridge/goip/wire.py", '    "RECEIVE": ("srcnum", ("smscnum", "senttime")),\n', ""),),
+    ),
+    Mutation(
         "the wall clock says what is too old",
         (
             (

@@ -556,6 +556,7 @@ class Simulation:
             line = rng.choice(lines)
             text = rng.choice((f"hello {n}", "ON", "ON", ""))
             sender = rng.choice(("+491701234567", f"+4917{n:08d}"))
+            sender = checker.NAMES.get(n % 10, sender)
             when = 1000.0 + rng.uniform(25.0, seconds)
             self.loop.call_at(when, self.step, _receiving(self.lines[line], sender, text))
         for _ in range(scenario.broker_kills):
