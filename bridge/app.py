@@ -406,7 +406,6 @@ class Bridge:
         named = orjson.loads(self.store.get(NAMED_LINES) or "[]")
         for name in {*heard, *named, *self.store.queued_lines()} - set(self.settings.lines):
             self._take_away(name)
-        timing = self.server.timing
         batch = self._batch()
         self._alive_before = self.store.get("alive") or 0.0
         self.server.deaf = now - max(0.0, at - self._alive_before) - self.steady.off, now
@@ -429,11 +428,7 @@ class Bridge:
         if self.store.restored:
             self.store.witness_epoch()
         self._take_effect(batch)
-        since = at - timing.evidence
-        doubtful = [*self.store.in_state("unknown", since=since), *self.store.given_back(since)]
-        for row in [*self.store.in_state("sending"), *doubtful]:
-            if submitted := self._submitted(row, now, at):
-                self.server.restore_session(row.line, submitted, now)
+        self._remember_sessions(set(self.settings.lines))
 
     def _remember_lines(self, names: set[str]) -> None:
         """Where these lines were, what is proved of their firmware, and which of their events are known: they may have
@@ -450,6 +445,15 @@ class Bridge:
             if name in names:
                 off = self.steady.off if seen < self.run_info.since else 0.0
                 self.server.restore_repeat(name, key, now - max(0.0, at - seen) - off)
+
+    def _remember_sessions(self, names: set[str]) -> None:
+        """Outcomes of what these lines were given to send may still come."""
+        now, at = self.clock.monotonic(), self.steady.time()
+        since = at - self.server.timing.evidence
+        doubtful = [*self.store.in_state("unknown", since=since), *self.store.given_back(since)]
+        for row in [*self.store.in_state("sending"), *doubtful]:
+            if row.line in names and (submitted := self._submitted(row, now, at)):
+                self.server.restore_session(row.line, submitted, now)
 
     def _submitted(self, row: SmsRow, now: float, at: float) -> Submitted | None:
         if row.sendid is None or row.telid is None:
@@ -1279,6 +1283,7 @@ class Bridge:
         self.server.timing = _timing(self.settings)
         self.server.configure(_line_configs(self.settings), self.clock.monotonic())
         self._remember_lines(set(settings.lines) - before)
+        self._remember_sessions(set(settings.lines) - before)
         for line in gone:
             self._take_away(line)
         for line in self.settings.lines:

@@ -116,6 +116,20 @@ async def test_an_sms_whose_journal_entry_waits_for_the_disk_is_submitted_once(s
     assert world.outcomes() == ["queued", "sending"]
 
 
+async def test_an_outcome_that_comes_when_the_line_is_back_still_counts(store: Store) -> None:
+    world = World(store)
+    world.bridge.datagrams_received([(b"req:1;id:l1;pass:p;", HOST)])
+    world.command("l1/cmd/sms", {"to": "1", "text": "x"})
+    sendid = [data.split()[1] for data, _ in world.bridge.server.take_datagrams() if data.startswith(b"MSG ")][-1]
+    for prompt in (b"PASSWORD ", b"SEND "):
+        world.bridge.datagrams_received([(prompt + sendid, HOST)])
+    telid = [data.split()[2] for data, _ in world.bridge.server.take_datagrams() if data.startswith(b"SEND ")][-1]
+    world.reload(lines=ONE)
+    world.reload(lines=TWO)
+    world.bridge.datagrams_received([(b"OK %b %b 7" % (sendid, telid), HOST)])
+    assert world.outcomes() == ["queued", "sending", "unknown", "sent"]
+
+
 async def test_an_inbound_sms_that_waits_for_the_disk_is_published_once_though_its_line_is_reloaded(
     store: Store,
 ) -> None:
