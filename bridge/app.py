@@ -406,6 +406,7 @@ class Bridge:
         named = orjson.loads(self.store.get(NAMED_LINES) or "[]")
         for name in {*heard, *named, *self.store.queued_lines()} - set(self.settings.lines):
             self._take_away(name)
+        self._writes.append(self._write_announced)  # with the first fact that brings about a retained topic
         batch = self._batch()
         self._alive_before = self.store.get("alive") or 0.0
         self.server.deaf = now - max(0.0, at - self._alive_before) - self.steady.off, now

@@ -573,8 +573,10 @@ class Ledger:
         return line.session.pending if line is not None and line.session is not None else ()
 
     def _doubtful(self, at: float) -> list[SmsRow]:
+        """Those of lines that are no longer configured stay unknown: nobody would send them again."""
         long_ago = at - self.settings.timing.evidence_s
-        return self._store.doubtful(long_ago, MAX_ATTEMPTS, at)
+        rows = self._store.doubtful(long_ago, MAX_ATTEMPTS, at)
+        return [row for row in rows if row.line in self.settings.lines]
 
     def _let_go(self, batch: Batch, line: str, sms_no: int | None, state: int, number: str) -> None:
         if (row := self._only_possible(line, sms_no, number, batch.at)) is not None:

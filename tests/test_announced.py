@@ -118,6 +118,13 @@ async def test_a_device_of_the_first_moment_is_known_before(store: Store) -> Non
     assert world.link.early == []
 
 
+async def test_what_the_first_sms_brings_about_is_known_before(store: Store) -> None:
+    """It may come before the bridge is connected, and the disk may fail in between."""
+    bridge = Bridge(Settings(lines=ONE), store, lambda: Settings(lines=ONE), Time())
+    bridge.datagrams_received([(b"RECEIVE:1;id:l0;password:p;srcnum:1;msg:x", ("127.0.0.1", 4000))])
+    assert json.loads(store.get(NAMED_LINES)) == ["l0"]
+
+
 @pytest.mark.parametrize("and_then", ["bridge/cmd/refresh", "l1/cmd/refresh", None])
 async def test_a_line_that_a_reload_adds_is_known_before_its_topics_are_there(
     store: Store, and_then: str | None

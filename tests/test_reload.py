@@ -205,6 +205,22 @@ async def test_sms_of_a_line_that_was_never_heard_nor_named_are_failed_at_the_ne
     assert world.outcomes() == ["queued", "failed"]
 
 
+async def test_a_doubtful_sms_of_a_line_that_is_gone_waits_for_nobody(store: Store) -> None:
+    """at_least_once would queue it again, for a line that sends nothing."""
+    world = World(store)
+    with store.transaction():
+        store.add_sms(
+            msg="m", cmd="c", line="l1", number="1", text="x", priority=5, guarantee="at_least_once", created=0.0,
+            state="unknown", changed=0.0, sendid=1, telid=1,
+        )  # fmt: skip
+    world.reload(lines=ONE)
+    world.bridge._second()
+    assert world.outcomes() == []
+    world.reload(lines=TWO)
+    world.bridge._second()
+    assert world.outcomes() == ["queued"]
+
+
 # -- what is fixed while the bridge runs
 
 
