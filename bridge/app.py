@@ -1106,7 +1106,9 @@ class Bridge:
         self._send()
 
     def _try_again(self) -> None:
-        self._retry = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         happened, self._events = self._events, []
         if not self._commit(happened, None):
             self._events = happened + self._events
