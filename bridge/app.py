@@ -401,7 +401,7 @@ class Bridge:
     def _restore(self, now: float) -> None:
         """Go on where the last run ended."""
         at = self.steady.time()
-        self._remember_lines(set(self.settings.lines))
+        self._remember_lines(set(self.settings.lines), math.inf)
         heard = dict(self.store.lines())
         named = orjson.loads(self.store.get(NAMED_LINES) or "[]")
         for name in {*heard, *named, *self.store.queued_lines()} - set(self.settings.lines):
@@ -431,9 +431,12 @@ class Bridge:
         self._take_effect(batch)
         self._remember_sessions(set(self.settings.lines))
 
-    def _remember_lines(self, names: set[str]) -> None:
+    def _remember_lines(self, names: set[str], began: float) -> None:
         """Where these lines were, what is proved of their firmware, and which of their events are known: they may have
         been configured before.
+
+        What was seen before this run `began` is older by the time that the machine was off. At the start that is
+        everything: after a power failure steady time goes on from its last sign of life, up to 10 s before that.
         """
         now, at = self.clock.monotonic(), self.steady.time()
         for name, proof in self.store.proofs():
@@ -444,7 +447,7 @@ class Bridge:
                 self.server.restore_line(name, memory)
         for key, name, seen in self.store.repeats(at - self.server.timing.repeats):
             if name in names:
-                off = self.steady.off if seen < self.run_info.since else 0.0
+                off = self.steady.off if seen < began else 0.0
                 self.server.restore_repeat(name, key, now - max(0.0, at - seen) - off)
 
     def _remember_sessions(self, names: set[str]) -> None:
@@ -1285,7 +1288,7 @@ class Bridge:
         self.ledger.settings = self.intake.settings = self.board.settings = self.settings
         self.server.timing = _timing(self.settings)
         self.server.configure(_line_configs(self.settings), self.clock.monotonic())
-        self._remember_lines(set(settings.lines) - before)
+        self._remember_lines(set(settings.lines) - before, self.run_info.since)
         self._remember_sessions(set(settings.lines) - before)
         for line in gone:
             self._take_away(line)

@@ -387,7 +387,9 @@ class Ledger:
         only = self._only_possible(event.line, event.sms_no, event.number, batch.at)
         if only is None or only.n != row.n or segment(row.text).parts > 1:
             return False
-        return self._reported(batch, row, event.state, event.sms_no)
+        batch.settled.append((row.line, row.n))
+        self._move(batch, row, "sent", {"sms_no": event.sms_no}, evidence="report")
+        return self._reported(batch, row._replace(state="sent", sms_no=event.sms_no), event.state)
 
     def _is_of_selftest(self, event: events.SmsReport) -> bool:
         """The SMS of a self-test are none of ours: their reports must not settle another one to the same number."""

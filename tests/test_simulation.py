@@ -29,6 +29,7 @@ REGRESSIONS: list[tuple[str, int]] = [
     ("small_memory", 8),  # a question overtaken by the next number, of firmware that remembers only one
     ("one_number", 3),  # "delivered" for an SMS that never left: the report was of another one's second copy
     ("storm", 900026),  # the failure of a second submission, told as if the first could not have gone out
+    ("power", 5),  # an SMS taken for a repeat of one from just before a power failure, since steady time fell behind it
     ("power", 41),  # an SMS taken for a repeat that had waited in a socket, and the socket was new
 ]
 "Scenarios and seeds that once failed."
@@ -73,6 +74,16 @@ def test_two_crashes_in_a_row() -> None:
             report, simulation = simulate(SHORT, 1, (first, second))
             assert not report.violations, (first, second)
             assert len(simulation.lives) >= 3
+
+
+def test_a_thousand_lies_block_no_line_for_longer_than_wait_s() -> None:
+    """The scenario ends them in the middle of each run; no line with a backlog stands still for long after that."""
+    lies, seed = 0, 0
+    while lies < 1000:
+        seed += 1
+        report, simulation = simulate(SCENARIOS["liar"], seed)
+        assert not report.violations, seed
+        lies += simulation.lies
 
 
 def test_a_seed_replays() -> None:

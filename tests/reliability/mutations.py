@@ -232,11 +232,13 @@ MUTATIONS = (
             ),
         ),
         None,
+        ("liar", 1),
     ),
     Mutation(
         "a line waits for an OK that was lost although the delivery report is there",
         (("bridge/ledger.py", "        if self._settles_what_is_under_way(event, batch):\n            return\n", ""),),
         None,
+        ("lost_oks", 1),
     ),
     Mutation(
         "an outcome from a new port of the line's host is thrown away",
@@ -248,11 +250,13 @@ MUTATIONS = (
             ),
         ),
         None,
+        ("nat_sudden", 1),
     ),
     Mutation(
         "a line that a full box refuses pauses, each time twice as long",
         (("bridge/goip/session.py", "TOO_MANY: Refusal.FULL, ", ""),),
         None,
+        ("full_box", 1),
     ),
     Mutation(
         "the next session of a full box is that of the longest wait, however urgent others are",
@@ -264,6 +268,7 @@ MUTATIONS = (
             ),
         ),
         None,
+        ("full_box", 1),
     ),
 )
 "What must be noticed; what is written here is part of what the proof promises."

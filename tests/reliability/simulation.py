@@ -170,11 +170,11 @@ SCENARIOS = {
         Scenario(name="ussd", faults=Faults(loss=0.1, delay=(0.0, 0.05)), kills=0.2, ussd=30, sms=10),
         # All lines are busy with jobs, and their box takes five sessions, or five for each line.
         Scenario(
-            name="full_box", faults=LAN, lines=16, per_box=16, sms=80, inbound=0, jobs=15, urgent=0.4, urgent_s=30.0,
+            name="full_box", faults=LAN, lines=16, per_box=16, sms=80, inbound=0, jobs=15, urgent=0.4, urgent_s=15.0,
         ),
         Scenario(
             name="full_lines", faults=LAN, lines=16, per_box=16, sessions_per="line", sms=80, inbound=0, jobs=15,
-            urgent=0.4, urgent_s=30.0,
+            urgent=0.4, urgent_s=15.0,
         ),
         Scenario(name="full_nat", faults=LAN, lines=18, per_box=6, one_host=True, sms=80, inbound=0, jobs=15),
         Scenario(
@@ -214,7 +214,7 @@ SCENARIOS = {
             lines=16, sms=160, inbound=0, radio_errors=0.0, stuck_s=45.0,
         ),
         # What it says is wrong, and the truth comes after it, or late: nothing is sent twice or told wrongly for that.
-        Scenario(name="liar", qualified=False, faults=LAN, sms=80, lies=0.3, keyless=0.0, stuck_s=95.0),
+        Scenario(name="liar", qualified=False, faults=LAN, sms=80, lies=0.5, keyless=0.0, stuck_s=95.0),
         Scenario(name="disk", faults=Faults(loss=0.05, delay=(0.0, 0.05)), stalls=6, kills=0.05),
         Scenario(name="clocks", faults=LAN, kills=0.1, clock_steps=(86400.0, -3600.0, -86400.0), keyless=0.0),
         Scenario(
@@ -780,6 +780,7 @@ def _lie(data: bytes, rng: random.Random) -> list[tuple[float, bytes]]:
                 [(0.0, b"ERROR %b SENDID\n" % session), (0.4, data)],
                 [(0.0, other), (1.0, data)],
                 [(rng.uniform(5.0, 120.0), data)],
+                [(rng.uniform(30.0, 85.0), data)],
             )
         )
     if verb == b"DONE":
