@@ -214,7 +214,7 @@ SCENARIOS = {
             lines=16, sms=160, inbound=0, radio_errors=0.0, stuck_s=45.0,
         ),
         # What it says is wrong, and the truth comes after it, or late: nothing is sent twice or told wrongly for that.
-        Scenario(name="liar", qualified=False, faults=LAN, sms=80, lies=0.5, keyless=0.0, stuck_s=95.0),
+        Scenario(name="liar", qualified=False, faults=LAN, sms=80, lies=0.5, reports=0.3, stuck_s=95.0),
         Scenario(name="disk", faults=Faults(loss=0.05, delay=(0.0, 0.05)), stalls=6, kills=0.05),
         Scenario(name="clocks", faults=LAN, kills=0.1, clock_steps=(86400.0, -3600.0, -86400.0), keyless=0.0),
         Scenario(
