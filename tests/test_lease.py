@@ -363,6 +363,7 @@ def test_two_bridges_carry_out_nothing_twice_whatever_freezes_pauses_or_dies(see
     """The first seeds are those that once failed. More: python -m reliability.two_bridges."""
     run = two_bridges.simulate(seed)
     assert run.violations == []
+    assert two_bridges.simulate(seed, correlated=True).violations == []
     assert run.counts["on air"] > run.counts["commands"] / 2
 
 

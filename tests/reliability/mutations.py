@@ -55,6 +55,9 @@ class Mutation:
     a crash point does."""
 
 
+TWO_BRIDGES = "two bridges"
+"In the place of a scenario: `reliability.two_bridges`."
+
 _PUMP = "        self._take_events()\n        while self._has_work():\n"
 _EARLY = """        self._take_events()
         early, self.server.datagrams = self.server.datagrams, []
@@ -270,6 +273,49 @@ MUTATIONS = (
         None,
         ("full_box", 1),
     ),
+    Mutation(
+        "two bridges: a connection that stood still is trusted",
+        (
+            (
+                "bridge/lease.py",
+                "        return Authority.TAKE if now - self._proved <= AUTHORITY_S else Authority.PROBE\n",
+                "        return Authority.TAKE\n",
+            ),
+            ("bridge/lease.py", "        if self._stood_still:\n", "        if False:\n"),
+        ),
+        None,
+        (TWO_BRIDGES, 14),
+    ),
+    Mutation(
+        "two bridges: another one's question or claim stops no command",
+        (
+            (
+                "bridge/lease.py",
+                "        if self._is_quiet(now):\n            return Authority.DROP",
+                "        if False:\n            return Authority.DROP",
+            ),
+        ),
+        None,
+        (TWO_BRIDGES, 14),
+    ),
+    Mutation(
+        "two bridges: that another one served is forgotten in a crash",
+        (
+            (
+                "bridge/lease.py",
+                '        return "" if self.yielded or self._challenged else self.since\n',
+                "        return self.since\n",
+            ),
+        ),
+        None,
+        (TWO_BRIDGES, 10529),
+    ),
+    Mutation(
+        "commands that wait are carried out although their connection has ended",
+        (("bridge/app.py", "        self._forget_backlog()  # those with QoS 1 come again\n", ""),),
+        None,
+        (TWO_BRIDGES, 14),
+    ),
 )
 "What must be noticed; what is written here is part of what the proof promises."
 
@@ -284,9 +330,8 @@ def violations(first: list[tuple[str, int]]) -> Iterator[tuple[str, str]]:
     from reliability import simulation
 
     for name, seed in first:
-        report, _ = simulation.simulate(simulation.SCENARIOS[name], seed)
-        if report.violations:
-            yield " ".join(report.broken), f"{name}, seed {seed}"
+        if broken := _broken(name, seed):
+            yield broken, f"{name}, seed {seed}"
     for qualified in (True, False):
         profile = "spec" if qualified else "repeat_unsafe_wait"
         scenario = simulation.replace(simulation.SHORT, qualified=qualified, profile=profile)
@@ -294,10 +339,19 @@ def violations(first: list[tuple[str, int]]) -> Iterator[tuple[str, str]]:
             if report.violations:
                 yield " ".join(report.broken), f"crash at step {steps}"
     for seed in range(1, 1000):
-        for name, scenario in simulation.SCENARIOS.items():
-            report, _ = simulation.simulate(scenario, seed)
-            if report.violations:
-                yield " ".join(report.broken), f"{name}, seed {seed}"
+        for name in (*simulation.SCENARIOS, TWO_BRIDGES):
+            if broken := _broken(name, seed):
+                yield broken, f"{name}, seed {seed}"
+
+
+def _broken(scenario: str, seed: int) -> str:
+    """What one run violates."""
+    from reliability import simulation, two_bridges
+
+    if scenario == TWO_BRIDGES:
+        return "I3" if any(two_bridges.simulate(seed, correlated=each).violations for each in (False, True)) else ""
+    report, _ = simulation.simulate(simulation.SCENARIOS[scenario], seed)
+    return " ".join(report.broken) if report.violations else ""
 
 
 def _simulate(first: str) -> int:

@@ -9,7 +9,8 @@ broker keeps order, as one that runs in one process does. Each direction of each
 itself: nothing is lost or closed, and everything comes later.
 
 What is checked is what docs/reliability.md promises of two bridges: a command that was published once is carried out by
-one of them at most, whatever happens; one that its user repeats is carried out twice only when both accepted it.
+one of them at most, whatever happens; one that its user repeats is carried out twice only when both accepted it; and a
+bridge accepts a command only while its word on who serves is the one that the broker acknowledged last.
 """
 
 import argparse
@@ -570,13 +571,31 @@ class Machine:
             def _open_link(self, _broker: BrokerUrl) -> Any:
                 return Link(machine, life, self)
 
+        class WatchedStore(VirtualStore):
+            def add_command(self, **columns: Any) -> int:
+                machine.run.accepted(machine.name, columns["topic"])
+                return super().add_command(**columns)
+
         try:
-            store = VirtualStore(self.store_path, life, Disk())
+            store = WatchedStore(self.store_path, life, Disk())
             bridge = VirtualBridge(self.settings, store, lambda: self.settings, self.clock)
         except Crash:
             return
         life.store, self.bridge = store, bridge  # type: ignore[attr-defined]
+        self._watch(bridge)
         loop.within(lambda: loop.create_task(self._live(life, bridge)))
+
+    def _watch(self, bridge: Bridge) -> None:
+        """Whose word on who serves the broker acknowledged last."""
+        acknowledged = bridge.lease.acknowledged
+
+        def noted(now: float) -> bool:
+            begins = acknowledged(now)
+            if begins:
+                self.run.last_word = self.name
+            return begins
+
+        bridge.lease.acknowledged = noted  # type: ignore[method-assign]
 
     async def _live(self, life: Life, bridge: Bridge) -> None:
         try:
@@ -614,8 +633,13 @@ class Machine:
 class Run:
     """One run, from a seed."""
 
-    def __init__(self, seed: int, folder: Path, *, commands: int = 100, faults: int = 10) -> None:
+    def __init__(
+        self, seed: int, folder: Path, *, commands: int = 100, faults: int = 10, correlated: bool = False
+    ) -> None:
+        """`correlated`: one bridge is cut off just when the other one starts again, and people send just then."""
         self.rng = random.Random(f"two bridges {seed}")
+        self.last_word = ""
+        self._correlated = correlated
         self.schedule = Schedule()
         self.broker = Broker(self.schedule, self._seen)
         self.counts: Counter[str] = Counter()
@@ -627,6 +651,7 @@ class Run:
         self._long_absence = 0.0
         self.machines = [Machine(self, name, folder) for name in NAMES]
         self._commands, self._faults = commands, faults
+        self._cut_offs = 0
         self.trace: list[str] = []
 
     def fail(self, error: BaseException) -> None:
@@ -638,6 +663,11 @@ class Run:
     def absence(self) -> float:
         seconds, self._long_absence = self._long_absence, 0.0
         return seconds
+
+    def accepted(self, name: str, topic: str) -> None:
+        if name != self.last_word:
+            self.violations.append(f"{name} accepted a command on {topic} although {self.last_word} had the last word")
+            self.say(self.violations[-1])
 
     def on_air(self, name: str, record: Any) -> None:
         self.airings.setdefault(record["to"], []).append(name)
@@ -684,8 +714,31 @@ class Run:
                 ),
             )
         for _ in range(self._faults):
-            self.schedule.after(rng.uniform(15, seconds), self._fault)
+            self.schedule.after(rng.uniform(15, seconds), self._cut_off if self._correlated else self._fault)
         return seconds
+
+    def _cut_off(self) -> None:
+        """The bridge that serves is cut off, one way or both; the other one starts again."""
+        rng = self.rng
+        one, other = self.machines if rng.random() < 0.5 else reversed(self.machines)
+        seconds = 3.0 * (70.0 / 3.0) ** rng.random()
+        ways = rng.choice((("up",), ("down",), ("up", "down")))
+        self.counts["cut off, and the other one starts again"] += 1
+        self.say(f"fault: {one.name} cut off {ways} {seconds:.1f} s, {other.name} starts again")
+        for way in ways:
+            self.schedule.after(rng.uniform(0.0, 4.0), lambda way=way: getattr(one.path, way).freeze(seconds))
+        other.lives[-1].kill()
+        for _ in range(10):
+            self._cut_offs += 1
+            number, line = f"+4911{self._cut_offs:06}", f"line{rng.randint(1, LINES)}"
+            id, again = f"d{self._cut_offs}", rng.random() < 0.5
+            payload = json.dumps({"id": id, "to": number, "text": f"text {id}"}).encode()
+            self.schedule.after(
+                rng.uniform(0.0, 12.0),
+                lambda topic=f"goip/{line}/cmd/sms", payload=payload, number=number, id=id, again=again: self._produce(
+                    topic, payload, number, id, again=again
+                ),
+            )
 
     def _fault(self) -> None:
         rng = self.rng
@@ -783,10 +836,10 @@ class Run:
                 self.violations.append(f"{number}, published {times} times, was accepted by nobody")
 
 
-def simulate(seed: int, *, commands: int = 100, faults: int = 10) -> Run:
+def simulate(seed: int, *, correlated: bool = False) -> Run:
     """One run and its verdict."""
     with tempfile.TemporaryDirectory(dir=_memory()) as folder:
-        run = Run(seed, Path(folder), commands=commands, faults=faults)
+        run = Run(seed, Path(folder), commands=30 if correlated else 100, correlated=correlated)
         run.run()
     return run
 
@@ -796,7 +849,7 @@ def runs(seed: int, seconds: float, wanted: int | None) -> Iterator[tuple[int, R
     begin, faults = time.monotonic(), 0
     while (faults < wanted) if wanted is not None else (time.monotonic() - begin < seconds):
         try:
-            one: Run | Exception = simulate(seed)
+            one: Run | Exception = simulate(seed, correlated=seed % 2 == 0)
         except Exception as error:
             one = error
         yield seed, one
@@ -814,7 +867,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.disable(logging.CRITICAL)
     if options.seed is not None:
-        run = simulate(options.seed)
+        run = simulate(options.seed, correlated=options.seed % 2 == 0)
         if run.violations or options.trace:
             print("\n".join(run.trace))
         print("\n".join(run.violations) or "no violation")
