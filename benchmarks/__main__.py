@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from benchmarks import breakdown, inbound, keepalives, lines, outbound
+from benchmarks import breakdown, growth, inbound, keepalives, lines, outbound
 from benchmarks.harness import CORES, LOAD_CORE, WrongResultError
 
 ALL = {
@@ -13,6 +13,7 @@ ALL = {
     "lines": lines.run,
     "outbound": outbound.run,
     "breakdown": breakdown.run,
+    "growth": growth.run,
 }
 
 

@@ -6,6 +6,7 @@ commit first, then answer the gateways and the broker, then publish.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -24,6 +25,7 @@ import orjson
 from bridge import commands, payloads
 from bridge.batch import Batch, Order, Run
 from bridge.board import Board
+from bridge.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
 from bridge.clock import Clock, SteadyTime
 from bridge.commands import Code
 from bridge.discovery import APART_S, Discovery
@@ -40,6 +42,7 @@ from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
 from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
+from bridge.pruning import Pruning
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
 from bridge.settings import BrokerUrl, HomeAssistantSettings, Settings
 from bridge.status import Recent
@@ -80,6 +83,16 @@ ALIVE_S = 10.0
 "How often the store is told that we are alive."
 GIVES_UP_S = 12.0
 "A gateway offers an SMS for 9 to 12 s (docs/protocol.md §6): a longer absence may have lost some."
+FED_AT_ONCE = 50
+"Lines that are given their next SMS in one turn."
+LATE_OUTCOMES = 1000
+"SMS of a line that became unknown lately, and for which answers are still taken after a restart."
+DOUBTED_AT_ONCE = 500
+"SMS of a restored store in one transaction."
+HASTENED_AT_ONCE = 2000
+"Numbers of SMS that are looked at in one transaction when time has passed uncounted."
+HASTENING = "hastening"
+"In the store, while that is going on: by how many seconds, after which number, up to which."
 STALL_RETRY_S = 1.0
 LATE_S = 1.0
 "A commit that takes longer counts for what waits for answers."
@@ -194,10 +207,8 @@ class Bridge:
         self._lag = 0.0
         self._lag_before = 0.0
         "The longest time that the program could not react: in this minute, and in the one before."
-        self._removed: list[str] = []
-        "Lines that the store knows and the configuration does not."
         self._vanishing: dict[str, float] = {}
-        "Of these, those that the broker knows: when their retained topics are to go."
+        "Lines that the broker knows and the configuration does not: when their retained topics are to go."
         self._emptied: set[str] = set()
         "Those whose topics are on their way out."
         self._vanished: list[str] = []
@@ -207,6 +218,28 @@ class Bridge:
         self._strangers = Strangers()
         self._moves = Moves()
         self._retry: asyncio.TimerHandle | None = None
+        self._deaths = Deaths(store.path.with_name(f"{store.path.name}-work"), self.clock, self.steady.time())
+        every_second = {
+            "SMS that get older": self._hasten,
+            **{chore.name: self._doing(chore) for chore in self.ledger.chores},
+            "progress of jobs": self._publish_jobs,
+            "Home Assistant's devices": self._announce,
+            "lines that have something to send": self._feed_hungry,
+        }
+        every_minute = {
+            **{chore.name: self._doing(chore) for chore in Pruning(store, self.topics, self.clock).chores},
+            "states of lines": self.board.publish_last_seen,
+        }
+        self._work_of = every_second | every_minute
+        "By name: regular work. Each does a piece of so many rows, and returns whether there is more."
+        self._every_second, self._every_minute = list(every_second), list(every_minute)
+        self._to_do: dict[str, None] = {}
+        "What of it may have something to do, the next first."
+        self._work_timer: asyncio.TimerHandle | None = None
+        self._hungry: dict[str, None] = {}
+        "Lines that may have something to send, and were not looked at yet."
+        self._hastening: list[Any] = orjson.loads(store.get(HASTENING) or "[]")
+        "Seconds, after which number, up to which: SMS are getting older by a step of the clock."
         self._restore(now)
 
     # -- life
@@ -244,6 +277,7 @@ class Bridge:
             asyncio.create_task(stop.wait(), name="stop"),
         }
         self._publish_bridge()
+        self._work_soon(*self._every_minute)  # also where no run lasts for a minute
         self.pump()
         serving(self.udp)
         ending: set[asyncio.Future[Any]] = {*tasks, self._failed}
@@ -386,10 +420,12 @@ class Bridge:
             hold_until = at + self.settings.timing.restored_hold_s
         if at < hold_until <= at + self.settings.timing.restored_hold_s:  # else it is of another machine
             self.server.hold(now + hold_until - at)
+        if self.store.restored:
+            self._doubt()
         with self.store.transaction():
             if self.store.restored:
                 self.store.put("hold_until", hold_until)
-                self.ledger.doubt_all(batch)
+                self.ledger.doubted(batch)
                 self.store.advance_epoch()
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
@@ -398,9 +434,36 @@ class Bridge:
         if self.store.restored:
             self.store.witness_epoch()
         self._take_effect(batch)
-        for row in [*self.store.in_state("sending"), *self.store.in_state("unknown", since=at - timing.evidence)]:
+        since = at - timing.evidence
+        unknown = (self.store.unknown(line, since, LATE_OUTCOMES) for line in self.settings.lines)
+        for row in itertools.chain(self.store.sending(), *unknown):
             if submitted := self._submitted(row, now, at):
                 self.server.restore_session(row.line, submitted, now)
+        for left in self._deaths.left(at):
+            self._tell_left(left, at)
+
+    def _doubt(self) -> None:
+        """What waits in a store that was put back may have been sent since. It is restored until all of that is
+        written: should we be killed, the next run goes on.
+        """
+        while True:
+            batch = self._batch()
+            with self.store.transaction():
+                count = self.ledger.doubt(batch, DOUBTED_AT_ONCE)
+                self._write(batch, [])
+            self._take_effect(batch)
+            if count == 0:
+                return
+
+    def _tell_left(self, left: Left, at: float) -> None:
+        until = payloads.timestamp(self.clock.time() + left.until - at)
+        message = (
+            f"The bridge was killed or failed {left.deaths} times in a row while it handled {left.name}. That is left "
+            f"until {until}, and then done in the smallest pieces; everything else goes on. Please report it, with the "
+            "log."
+        )
+        log.error("%s", message)
+        self._notices.append({"event_type": "work_left", "message": message, "count": left.deaths, "to": until})
 
     def _remember_lines(self, names: set[str]) -> None:
         """Where these lines were, and which of their events are known: they may have been configured before."""
@@ -428,10 +491,8 @@ class Bridge:
         self._tell_gap()
         self._alive = -math.inf  # not before: should we die now, the next run must know since when nobody listened
         now, at = self.clock.monotonic(), self.steady.time()
-        for row in self.store.in_state("sending"):
-            later = any(
-                (other.sendid or 0) > (row.sendid or 0) for other in self.store.submitted(row.line, row.changed)
-            )
+        for row in self.store.sending():
+            later = self.store.has_submitted(row.line, row.sendid or 0)
             if not later and (submitted := self._submitted(row, now, at)):  # else it would be sent out of its turn
                 self.server.resume_session(row.line, submitted, now)
         self._feed_all()
@@ -714,7 +775,7 @@ class Bridge:
 
     def _has_work(self) -> bool:
         """Something is to be written before anything may leave; sendids as well (`_reserve_sendids`)."""
-        waiting = self._events or self._inbox or self._notices or self._verdicts or self._removed or self._vanished
+        waiting = self._events or self._inbox or self._notices or self._verdicts or self._vanished
         return bool(waiting) or min(self.server.next_sendid, MAX_SENDID) > self._sendids_reserved
 
     def _take_events(self) -> None:
@@ -742,8 +803,6 @@ class Bridge:
                 for n, code, words in self._verdicts:
                     if command := self.store.command(n):
                         self.answers.give(batch, command, code, words, {})
-                for line in self._removed:
-                    self.ledger.line_removed(batch, line)
                 for line in self._vanished:
                     self.store.delete_line(line)
                 for notice in self._notices:
@@ -765,7 +824,6 @@ class Bridge:
         self._poison.clear()
         self._notices.clear()
         self._verdicts.clear()
-        self._removed.clear()
         self._vanished.clear()
         self._take_effect(batch)
         return True
@@ -823,7 +881,7 @@ class Bridge:
             self.publisher.remove(topic)
         for what in batch.refresh:
             self.discovery.refresh(None if what == "*" else what)
-            self.discovery.tick()
+            self._work_soon("Home Assistant's devices")
             self.publisher.refresh(self.topics.line(what, "") if what != "*" else f"{self.topics.base}/")
         for message in batch.acknowledge:
             self._acknowledge(message)
@@ -887,8 +945,16 @@ class Bridge:
         return self.server.selftest(order.target, order.n, selftest.to, number, self.clock.monotonic())
 
     def _feed_all(self) -> None:
-        for name in self.store.queued_lines():
+        """Give every line that is free something to send: some at once, the others in their turn."""
+        self._hungry = dict.fromkeys(self.store.queued_lines())
+        if self._feed_hungry(FED_AT_ONCE):
+            self._work_soon("lines that have something to send")
+
+    def _feed_hungry(self, limit: int) -> bool:
+        for name in list(itertools.islice(self._hungry, min(limit, FED_AT_ONCE))):
+            del self._hungry[name]
             self._feed(name)
+        return bool(self._hungry)
 
     def _feed(self, name: str) -> None:
         """Give a line that is free the next SMS: those with the same text make one session."""
@@ -896,8 +962,11 @@ class Bridge:
         if line is None or not line.ready or self._stopping or self._fenced or not self._going_on:
             return
         now, at, steady = self.clock.monotonic(), self.steady.time(), self.steady
-        most = 1 if steady.pending else SESSION_RECIPIENTS  # a session doesn't know what may be too old by the clock
-        rows = self.store.queued(name, most, (at + steady.pending, steady.upto))
+        older, upto = steady.pending, steady.upto
+        if self._hastening:
+            older, upto = older + self._hastening[0], max(upto, self._hastening[2])
+        most = 1 if older else SESSION_RECIPIENTS  # a session doesn't know what may be too old by the clock
+        rows = self.store.queued(name, most, (at + older, upto))
         if not rows:
             return
         recipients = []
@@ -1011,7 +1080,7 @@ class Bridge:
 
     def _second(self) -> None:
         self._ask_if_late()
-        now, at = self.clock.monotonic(), self.steady.time()
+        now = self.clock.monotonic()
         self._ticked = now
         self._mind_the_clock()
         self._serve_if_free()
@@ -1019,19 +1088,72 @@ class Bridge:
         self._tell_dropped()
         self.publisher.retry_parked(now)
         self._empty_topics(now)
-        if not self._stopping and self.discovery.tick():
-            self.publisher.refresh(f"{self.topics.base}/")
         if not self._stalled:
             self._save_announced()
             if now - self._alive >= ALIVE_S:
                 self._save_some_lines()
-            if self.publisher.done_count or self.ledger.due(at, now):
-                self._commit([], lambda batch: self.ledger.settle(batch, now))
-        ended = [] if self._stalled else self.board.publish_jobs()
-        if ended and not self._commit([], lambda _batch: self.store.end_jobs(ended, self.clock.time())):
-            self.board.jobs_changed(ended)
+            if self.publisher.done_count:
+                self._commit([], None)
+        self._to_do |= dict.fromkeys(self._every_second)
+        self._work()
         self.board.publish_changed_lines()
         self.pump()
+
+    def _work_soon(self, *names: str) -> None:
+        """This regular work may have something to do."""
+        self._to_do |= dict.fromkeys(names)
+        if self._work_timer is None and self._failed is not None:
+            loop = asyncio.get_running_loop()
+            self._work_timer = loop.call_later(PAUSE_S, self._guarded(self._work_on))
+
+    def _work_on(self) -> None:
+        self._work_timer = None
+        self._work()
+        self.pump()
+
+    def _work(self) -> None:
+        """Look at all regular work that may have something to do, and do one piece of it."""
+        while self._to_do and not self._stalled and not self._stopping:
+            name, at = next(iter(self._to_do)), self.steady.time()
+            del self._to_do[name]
+            if (rows := self._deaths.rows(name, at)) == 0:
+                continue
+            with self._deaths.doing(name):
+                more = self._work_of[name](rows)
+            if more:
+                self._work_soon(name)
+                return
+            if not self._stalled:
+                self._deaths.done(name)
+
+    def _doing(self, chore: Chore) -> Callable[[int], bool]:
+        """A chore as regular work: look, and do in one transaction what was found, or some of it."""
+
+        def do(batch: Batch, rows: int) -> None:
+            began = self.clock.monotonic()
+            for thing in chore.find(batch.at, began, rows):
+                chore.do(batch, thing)
+                if self.clock.monotonic() - began > PIECE_S:
+                    break
+
+        def work(rows: int) -> bool:
+            if not chore.find(self.steady.time(), self.clock.monotonic(), rows):
+                return False
+            return self._commit([], lambda batch: do(batch, rows))
+
+        return work
+
+    def _publish_jobs(self, limit: int) -> bool:
+        ended = self.board.publish_jobs(limit)
+        if ended and not self._commit([], lambda _batch: self.store.end_jobs(ended, self.clock.time())):
+            self.board.jobs_changed(ended)
+        return self.board.has_jobs
+
+    def _announce(self, limit: int) -> bool:
+        if self.discovery.tick(limit):
+            self.publisher.refresh(f"{self.topics.base}/")
+        self._save_announced()  # before they leave
+        return self.discovery.is_due
 
     def _mind_the_clock(self) -> None:
         """What a wall clock that was set, or a machine that slept, means for SMS with a time to live."""
@@ -1046,21 +1168,41 @@ class Bridge:
         if steady.believed and not self._stalled:
             passed, upto = steady.believed, steady.upto
 
-            def hasten(_batch: Batch) -> None:
-                self.store.hasten(passed, upto)
+            task = [passed, self.store.first_sms() - 1, min(upto, self.store.last_sms())]
+
+            def begin(_batch: Batch) -> None:
+                self.store.put(HASTENING, orjson.dumps(task).decode())
                 self.store.put(STEADY, steady.saved())  # or it is done once more after a crash
 
-            if self._commit([], hasten):
+            if not self._hastening and self._commit([], begin):
+                self._hastening = task
                 steady.believed = 0.0
                 log.warning("the clock is believed: %.0f s more have passed", passed)
-        if changed and not steady.believed:
+        if changed and not steady.believed and not self._hastening:
             self._feed_all()
+
+    def _hasten(self, limit: int) -> bool:
+        """SMS that are not sent yet expire earlier, since time has passed uncounted: some of them."""
+        if not self._hastening:
+            return False
+        seconds, after, upto = self._hastening
+        until = min(upto, after + min(HASTENED_AT_ONCE, 10 * limit))
+        rest = [seconds, until, upto] if until < upto else []
+
+        def hasten(_batch: Batch) -> None:
+            self.store.hasten(seconds, after, until)
+            self.store.put(HASTENING, orjson.dumps(rest).decode())
+
+        if self._commit([], hasten):
+            self._hastening = rest
+            if not rest:
+                self._feed_all()
+        return bool(self._hastening)
 
     def _minute(self) -> None:
         self._publish_health()
         self.board.publish_stats()
-        self.board.publish_last_seen()
-        self._prune()
+        self._work_soon(*self._every_minute)
         self.pump()
 
     def _save_some_lines(self) -> None:
@@ -1086,20 +1228,6 @@ class Bridge:
 
         if not self._stalled:
             self._commit([], save)
-
-    def _prune(self) -> None:
-        at = self.steady.time()
-        forgotten: list[str] = []
-
-        def prune(_batch: Batch) -> None:
-            week = 7 * payloads.DAY
-            forgotten[:] = self.store.prune(
-                repeats=at - 2 * 3600, commands=at - payloads.DAY, sms=at - week, jobs=min(at, self.clock.time()) - week
-            )
-
-        if not self._stalled and self._commit([], prune):
-            for job in forgotten:
-                self.publisher.remove(self.topics.job(job))
 
     def _reserve_sendids(self, batch: Batch) -> None:
         """Part of the transaction: no sendid leaves that a restart could use again (docs/contract.md §5)."""
@@ -1147,6 +1275,7 @@ class Bridge:
             self._emptied.discard(line)
         self._vanished = [line for line in self._vanished if line not in self.settings.lines]
         self.discovery.configure(self.settings)
+        self.ledger.lines_changed()
         self.publisher.retry_parked()
         self._publish_bridge()
         self._feed_all()
@@ -1164,7 +1293,6 @@ class Bridge:
         """A line is no longer configured. Home Assistant first forgets its device, then its topics are emptied: an
         entity that is there would make a warning of each.
         """
-        self._removed.append(line)
         self._vanishing[line] = self.clock.monotonic() + (2 * APART_S if self.discovery.on else 0.0)
 
     def _empty_topics(self, now: float) -> None:
@@ -1185,7 +1313,8 @@ class Bridge:
 
     def _publish_states(self) -> None:
         self._states_timer = None
-        self.board.publish_states()
+        if self.board.publish_states():
+            self._publish_states_soon()
         self._drain(self.clock.monotonic())
 
     def _publish_bridge(self) -> None:

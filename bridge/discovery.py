@@ -25,6 +25,8 @@ BIRTH_S = (1.0, 5.0)
 "After Home Assistant's birth: not at once, as everybody else does."
 MENDED_S = 10.0
 "After this long a device that somebody else overwrote is published again; doubling while they go on."
+DEVICES_AT_ONCE = 50
+"Devices that are published in one turn."
 ASKED_S = 10.0
 "After a refresh this long an empty topic is no deletion: Home Assistant empties one many times, for seconds."
 
@@ -68,6 +70,8 @@ class Discovery:
         "By a user, in Home Assistant."
         self._born_at: float | None = None
         "When Home Assistant's birth is to be answered."
+        self._more = False
+        "Not all that was due had its turn."
         self._states_next = False
         "Once all devices are published, Home Assistant is to hear the states."
         self._announced = set(announced)
@@ -129,15 +133,24 @@ class Discovery:
         elif payload and topic.startswith(self._names) and self._publisher.said(topic) is None:
             self._maybe_orphan(topic, payload)
 
-    def tick(self) -> bool:
-        """Publish what is due; true when Home Assistant is to hear all retained states again."""
+    @property
+    def is_due(self) -> bool:
+        """More is to be published at once."""
+        now = self._clock.monotonic()
+        return self._more and any(due <= now for due in self._due.values())
+
+    def tick(self, limit: int = DEVICES_AT_ONCE) -> bool:
+        """Publish what is due, or some of it; true when Home Assistant is to hear all retained states again."""
         link, now = self._publisher.link, self._clock.monotonic()
         if link is None or not link.connected:
             return False  # or Home Assistant would get only the last of several steps
         if self._born_at is not None and now >= self._born_at:
             self._born_at, self._states_next = None, True
             self._publish_soon(self._wanted)
-        for topic in [topic for topic, due in self._due.items() if due <= now]:
+        ready = [topic for topic, due in self._due.items() if due <= now]
+        limit = min(limit, DEVICES_AT_ONCE)
+        self._more = len(ready) > limit
+        for topic in ready[:limit]:
             del self._due[topic]
             if topic in self._wanted:
                 self._last[topic] = now
