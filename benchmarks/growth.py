@@ -94,10 +94,13 @@ def _fill(path: Path, case: Case) -> None:
             "telid, sms_no, changed) VALUES (?, ?, NULL, ?, ?, ?, 5, 'effectively_once', ?, ?, ?, ?, ?, ?, ?)",
             _sms(case, now),
         )
-        reports = ((f"line{LINES}", n % 256, 0, f"+4930{n:07}", now - 5) for n in range(case.reports))
-        if case.numbers == 1:
-            reports = ((f"line{LINES}", None, 0, "+49301000000", now - 5) for n in range(case.reports))
-        db.executemany("INSERT INTO report (line, sms_no, state, number, at) VALUES (?, ?, ?, ?, ?)", reports)
+        numbers = (
+            (n % 256, f"+4930{n:07}") if case.numbers > 1 else (None, "+49301000000") for n in range(case.reports)
+        )
+        db.executemany(
+            "INSERT INTO report (line, sms_no, state, number, at) VALUES (?, ?, 0, ?, ?)",
+            ((f"line{LINES}", sms_no, number, now - 5) for sms_no, number in numbers),
+        )
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

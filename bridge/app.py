@@ -468,6 +468,8 @@ class Bridge:
     def _remember_lines(self, names: set[str]) -> None:
         """Where these lines were, and which of their events are known: they may have been configured before."""
         now, at = self.clock.monotonic(), self.steady.time()
+        if not names:
+            return  # there may be many events, and most reloads bring no line
         for name, memory in self.store.lines():
             if name in names:
                 self.server.restore_line(name, memory)

@@ -4,6 +4,7 @@ Home Assistant drops most of a device that is published twice within a moment, s
 `APART_S`. What a user deletes there stays away until it is asked for, or until the next start.
 """
 
+import itertools
 import logging
 import random
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ import orjson
 
 from bridge import homeassistant
 from bridge.clock import Clock
-from bridge.homeassistant import documents, is_ours, prefix_of
+from bridge.homeassistant import is_ours, maker, prefix_of
 from bridge.publisher import Publisher, RetainedState
 from bridge.settings import Settings
 from bridge.topics import Topics
@@ -56,6 +57,8 @@ class Discovery:
         "By topic: every device that is to be there, those included that the user deleted."
         self._of_line: dict[str, list[str]] = {}
         "By line: its own topic and its gateway's."
+        self._unmade: dict[str, tuple[str, str]] = {}
+        "By topic: what devices stand for whose documents are to be made, since the configuration changed."
         self._due: dict[str, float] = {}
         "When to publish, by topic."
         self._last: dict[str, float] = {}
@@ -79,21 +82,21 @@ class Discovery:
         self._had = set(announced)
         "Those where earlier runs had something."
         self.configure(settings)
+        self._make(len(self._unmade))
 
     def filters(self) -> tuple[str, ...]:
         """What the bridge subscribes to for this."""
         return (self._birth_topic, f"{self._prefix}/device/+/config") if self.on else ()
 
     def configure(self, settings: Settings) -> None:
-        """Announce what is new or changed, and remove what is no longer there."""
-        made = documents(self._instance, settings, self._topics) if self.on else {}
-        wanted = {self._topic(object_id): document for object_id, document in made.items()}
-        gone = self._wanted.keys() - wanted.keys() | self._announced - wanted.keys()
-        changed = [topic for topic, document in wanted.items() if self._wanted.get(topic) != document]
-        for topic in changed:
-            self._let_go(topic, self._wanted.get(topic), wanted[topic])
-        self._wanted = wanted
+        """Remove what is no longer there, and announce what is new or changed: `tick` makes the documents, since those
+        of thousands of lines take a second.
+        """
         topic_of = {what: self._topic(id) for id, what in homeassistant.object_ids(self._instance, settings)}
+        self._document = maker(self._instance, settings, self._topics)
+        self._unmade = {topic: what for what, topic in topic_of.items()} if self.on else {}
+        gone = self._wanted.keys() - self._unmade.keys() | self._announced - self._unmade.keys()
+        self._wanted = {topic: document for topic, document in self._wanted.items() if topic not in gone}
         self._of_line = {
             line: [topic_of[what] for what in (("line", line), ("gateway", of_line.gateway)) if what in topic_of]
             for line, of_line in settings.lines.items()
@@ -101,7 +104,19 @@ class Discovery:
         for topic in gone:
             self._leaving.pop(topic, None)
             self._deleted.discard(topic)
-        self._publish_soon([*changed, *gone])
+        self._publish_soon(list(gone))
+
+    def _make(self, limit: int) -> None:
+        """Make some of the documents of another configuration."""
+        for topic in list(itertools.islice(self._unmade, limit)):
+            self._make_one(topic)
+
+    def _make_one(self, topic: str) -> None:
+        document, before = self._document(*self._unmade.pop(topic)), self._wanted.get(topic)
+        if document != before:
+            self._let_go(topic, before, document)
+            self._wanted[topic] = document
+            self._publish_soon([topic])
 
     def connected(self) -> None:
         """A broker that was away may have lost everything."""
@@ -125,6 +140,8 @@ class Discovery:
 
     def heard(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Home Assistant's birth, or anybody's device. `retain`: it is from before."""
+        if topic in self._unmade:
+            self._make_one(topic)
         if topic == self._birth_topic:
             if payload == b"online" and not retain and self._born_at is None:
                 self._born_at = self._clock.monotonic() + random.uniform(*BIRTH_S)
@@ -137,10 +154,12 @@ class Discovery:
     def is_due(self) -> bool:
         """More is to be published at once."""
         now = self._clock.monotonic()
-        return self._more and any(due <= now for due in self._due.values())
+        return bool(self._unmade) or (self._more and any(due <= now for due in self._due.values()))
 
     def tick(self, limit: int = DEVICES_AT_ONCE) -> bool:
         """Publish what is due, or some of it; true when Home Assistant is to hear all retained states again."""
+        limit = min(limit, DEVICES_AT_ONCE)
+        self._make(limit)
         link, now = self._publisher.link, self._clock.monotonic()
         if link is None or not link.connected:
             return False  # or Home Assistant would get only the last of several steps
@@ -148,9 +167,10 @@ class Discovery:
             self._born_at, self._states_next = None, True
             self._publish_soon(self._wanted)
         ready = [topic for topic, due in self._due.items() if due <= now]
-        limit = min(limit, DEVICES_AT_ONCE)
         self._more = len(ready) > limit
         for topic in ready[:limit]:
+            if topic in self._unmade:
+                self._make_one(topic)
             del self._due[topic]
             if topic in self._wanted:
                 self._last[topic] = now
@@ -158,7 +178,7 @@ class Discovery:
             elif topic in self._announced:
                 self._last[topic] = now
                 self._publisher.remove(topic)
-        waits = bool(self._due) or self._publisher.has_documents
+        waits = bool(self._due or self._unmade) or self._publisher.has_documents
         states, self._states_next = self._states_next and not waits, self._states_next and waits
         return states
 
@@ -183,7 +203,8 @@ class Discovery:
             return False
         if self._publisher.is_refused(topic) and topic not in self._had | self._publisher.accepted:
             return False
-        return topic in self._wanted or topic in self._due or self._publisher.said(topic) is not None
+        wanted = topic in self._wanted or topic in self._unmade
+        return wanted or topic in self._due or self._publisher.said(topic) is not None
 
     def _ours_changed(self, topic: str, payload: bytes) -> None:
         """Somebody else published to a topic of ours, or the broker told us what it had."""

@@ -22,9 +22,11 @@ from bridge.app import DOUBTED_AT_ONCE, HASTENED_AT_ONCE, Bridge
 from bridge.board import STATES_AT_ONCE
 from bridge.chores import ROWS
 from bridge.clock import BELIEVED_S, Clock
+from bridge.discovery import DEVICES_AT_ONCE
 from bridge.goip import events
 from bridge.goip.line import Proof
 from bridge.goip.server import LineMemory
+from bridge.homeassistant import documents
 from bridge.ledger import REPORT_CHOICES, REPORT_HOLD_S, last_digits
 from bridge.numbers import normalise
 from bridge.payloads import timestamp
@@ -499,6 +501,25 @@ async def test_a_start_with_many_lines_and_jobs_gives_everybody_a_turn(tmp_path:
     life.bridge.board.all_lines_changed()
     while life.bridge.board.publish_states():
         pass
+    life.store.close()
+
+
+async def test_a_reload_with_many_lines_makes_their_devices_in_pieces(tmp_path: Path) -> None:
+    def lines(count: int, name: str) -> Settings:
+        return Settings(lines={f"l{n}": {"password": "p", "name": f"{name} {n}"} for n in range(count)})
+
+    life = Life(tmp_path, lines(200, "Line"))
+    discovery = life.bridge.discovery
+    assert len(discovery._wanted) == 201
+    life.settings = lines(300, "Gate")
+    assert life.bridge.reload()[0] == "ok"
+    left = [301]
+    for _ in life.turns():
+        left.append(len(discovery._unmade))
+    assert left[-1] == 0
+    assert max(before - after for before, after in itertools.pairwise(left)) <= DEVICES_AT_ONCE
+    made = documents(life.bridge.instance, life.settings, life.bridge.topics)
+    assert sorted(discovery._wanted.values()) == sorted(made.values())
     life.store.close()
 
 
