@@ -183,6 +183,16 @@ MUTATIONS = (
         None,
     ),
     Mutation(
+        "regular work is done once, and never again",
+        (
+            (
+                "bridge/app.py",
+                "        self._to_do |= dict.fromkeys(self._every_second)\n",
+                "        self._to_do |= dict.fromkeys(self._every_second)\n        self._every_second = []\n",
+            ),
+        ),
+    ),
+    Mutation(
         "the wall clock says what is too old",
         (
             (
