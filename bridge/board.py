@@ -172,7 +172,7 @@ class Board:
     def publish_jobs(self, limit: int) -> list[str]:
         """Some of the jobs that changed; returns those that ended just now."""
         limit = min(limit, STATES_AT_ONCE)
-        if self._jobs_before is not None and not self._jobs:
+        if self._jobs_before is not None and len(self._jobs) < limit:
             page = self._store.jobs(self._jobs_before, limit)
             self._jobs_before = page[-1] if page else None
             self._jobs.update(page)
