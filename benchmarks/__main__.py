@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from benchmarks import boxes, breakdown, inbound, keepalives, lines, outbound
+from benchmarks import boxes, breakdown, growth, inbound, keepalives, lines, outbound
 from benchmarks.harness import CORES, LOAD_CORE, WrongResultError
 
 ALL = {
@@ -14,6 +14,7 @@ ALL = {
     "outbound": outbound.run,
     "boxes": boxes.run,
     "breakdown": breakdown.run,
+    "growth": growth.run,
 }
 
 

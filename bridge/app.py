@@ -6,6 +6,7 @@ commit first, then answer the gateways and the broker, then publish.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -16,7 +17,6 @@ import socket
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import orjson
 from bridge import commands, payloads
 from bridge.batch import Batch, Order, Run
 from bridge.board import Board
+from bridge.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
 from bridge.clock import Clock, SteadyTime
 from bridge.commands import Code
 from bridge.discovery import APART_S, Discovery
@@ -42,6 +43,7 @@ from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
 from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
+from bridge.pruning import Pruning
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
 from bridge.settings import BrokerUrl, HomeAssistantSettings, Settings
 from bridge.status import Recent
@@ -80,6 +82,16 @@ ALIVE_S = 10.0
 "How often the store is told that we are alive."
 GIVES_UP_S = 12.0
 "A gateway offers an SMS for 9 to 12 s (docs/protocol.md §6): a longer absence may have lost some."
+FED_AT_ONCE = 50
+"Lines that are given their next SMS in one turn."
+LATE_OUTCOMES = 1000
+"SMS of a line that became unknown lately, and for which answers are still taken after a restart."
+DOUBTED_AT_ONCE = 500
+"SMS of a restored store in one transaction."
+HASTENED_AT_ONCE = 2000
+"Numbers of SMS that are looked at in one transaction when time has passed uncounted."
+HASTENING = "hastening"
+"In the store, while that is going on: by how many seconds, after which number, up to which."
 STALL_RETRY_S = 1.0
 LATE_S = 1.0
 "A commit that takes longer counts for what waits for answers."
@@ -210,6 +222,28 @@ class Bridge:
         self._strangers = Strangers()
         self._moves = Moves()
         self._retry: asyncio.TimerHandle | None = None
+        self._deaths = Deaths(store.path.with_name(f"{store.path.name}-work"), self.clock, self.steady.time())
+        every_second = {
+            "SMS that get older": self._hasten,
+            **{chore.name: self._doing(chore) for chore in self.ledger.chores},
+            "progress of jobs": self._publish_jobs,
+            "Home Assistant's devices": self._announce,
+            "lines that have something to send": self._feed_hungry,
+        }
+        every_minute = {
+            **{chore.name: self._doing(chore) for chore in Pruning(store, self.topics, self.clock).chores},
+            "states of lines": self.board.publish_last_seen,
+        }
+        self._work_of = every_second | every_minute
+        "By name: regular work. Each does a piece of so many rows, and returns whether there is more."
+        self._every_second, self._every_minute = list(every_second), list(every_minute)
+        self._to_do: dict[str, None] = {}
+        "What of it may have something to do, the next first."
+        self._work_timer: asyncio.TimerHandle | None = None
+        self._hungry: dict[str, None] = {}
+        "Lines that may have something to send, and were not looked at yet."
+        self._hastening: list[Any] = orjson.loads(store.get(HASTENING) or "[]")
+        "Seconds, after which number, up to which: SMS are getting older by a step of the clock."
         self._restore(now)
 
     # -- life
@@ -266,6 +300,7 @@ class Bridge:
         ]
         opened.push_async_callback(self._end, tasks)
         self._publish_bridge()
+        self._work_soon(*self._every_minute)  # also where no run lasts for a minute
         self.pump()
         if web is not None and self.recent is not None:
             from bridge.http import HttpListener  # here: it is large, and most do without
@@ -283,7 +318,7 @@ class Bridge:
         """End them, and the timers; an exception in a task, also at the very end, is a fault of the service."""
         for task in tasks:
             task.cancel()
-        for timer in (self._timer, self._states_timer, self._retry):
+        for timer in (self._timer, self._states_timer, self._work_timer, self._retry):
             if timer is not None:
                 timer.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
@@ -417,10 +452,12 @@ class Bridge:
             hold_until = at + self.settings.timing.restored_hold_s
         if at < hold_until <= at + self.settings.timing.restored_hold_s:  # else it is of another machine
             self.server.hold(now + hold_until - at)
+        if self.store.restored:
+            self._doubt()
         with self.store.transaction():
             if self.store.restored:
                 self.store.put("hold_until", hold_until)
-                self.ledger.doubt_all(batch)
+                self.ledger.doubted(batch)
                 self.store.advance_epoch()
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
@@ -430,6 +467,31 @@ class Bridge:
             self.store.witness_epoch()
         self._take_effect(batch)
         self._remember_sessions(set(self.settings.lines))
+        for left in self._deaths.left(at):
+            self._tell_left(left, at)
+
+    def _doubt(self) -> None:
+        """What waits in a store that was put back may have been sent since. It is restored until all of that is
+        written: should we be killed, the next run goes on.
+        """
+        while True:
+            batch = self._batch()
+            with self.store.transaction():
+                count = self.ledger.doubt(batch, DOUBTED_AT_ONCE)
+                self._write(batch, [])
+            self._take_effect(batch)
+            if count == 0:
+                return
+
+    def _tell_left(self, left: Left, at: float) -> None:
+        until = payloads.timestamp(self.clock.time() + left.until - at)
+        message = (
+            f"The bridge was killed or failed {left.deaths} times in a row while it handled {left.name}. That is left "
+            f"until {until}, and then done in the smallest pieces; everything else goes on. Please report it, with the "
+            "log."
+        )
+        log.error("%s", message)
+        self._notices.append({"event_type": "work_left", "message": message, "count": left.deaths, "to": until})
 
     def _remember_lines(self, names: set[str], began: float) -> None:
         """Where these lines were, what is proved of their firmware, and which of their events are known: they may have
@@ -439,6 +501,8 @@ class Bridge:
         everything: after a power failure steady time goes on from its last sign of life, up to 10 s before that.
         """
         now, at = self.clock.monotonic(), self.steady.time()
+        if not names:
+            return  # there may be many events, and most reloads bring no line
         for name, proof in self.store.proofs():
             if name in names:
                 self.server.restore_proof(name, proof)
@@ -454,8 +518,10 @@ class Bridge:
         """Outcomes of what these lines were given to send may still come."""
         now, at = self.clock.monotonic(), self.steady.time()
         since = at - self.server.timing.evidence
-        doubtful = [*self.store.in_state("unknown", since=since), *self.store.given_back(since)]
-        for row in [*self.store.in_state("sending"), *doubtful]:
+        pages = [
+            page(line, since, LATE_OUTCOMES) for line in names for page in (self.store.unknown, self.store.given_back)
+        ]
+        for row in itertools.chain(self.store.sending(), *pages):
             if row.line in names and (submitted := self._submitted(row, now, at)):
                 self.server.restore_session(row.line, submitted, now)
 
@@ -474,10 +540,8 @@ class Bridge:
         self._tell_gap()
         self._alive = -math.inf  # not before: should we die now, the next run must know since when nobody listened
         now, at = self.clock.monotonic(), self.steady.time()
-        for row in self.store.in_state("sending"):
-            later = any(
-                (other.sendid or 0) > (row.sendid or 0) for other in self.store.submitted(row.line, row.changed)
-            )
+        for row in self.store.sending():
+            later = self.store.has_submitted(row.line, row.sendid or 0)
             if not later and (submitted := self._submitted(row, now, at)):  # else it would be sent out of its turn
                 self.server.resume_session(row.line, submitted, now)
         self._feed_all()
@@ -923,7 +987,7 @@ class Bridge:
             self.publisher.remove(topic)
         for what in batch.refresh:
             self.discovery.refresh(None if what == "*" else what)
-            self.discovery.tick()
+            self._work_soon("Home Assistant's devices")
             self.publisher.refresh(self.topics.line(what, "") if what != "*" else f"{self.topics.base}/")
         for message in batch.acknowledge:
             self._acknowledge(message)
@@ -1011,8 +1075,16 @@ class Bridge:
         return self.server.selftest(order.target, order.n, selftest.to, number, self.clock.monotonic())
 
     def _feed_all(self) -> None:
-        for name in self.store.queued_lines():
+        """Give every line that is free something to send: some at once, the others in their turn."""
+        self._hungry = dict.fromkeys(self.store.queued_lines())
+        if self._feed_hungry(FED_AT_ONCE):
+            self._work_soon("lines that have something to send")
+
+    def _feed_hungry(self, limit: int) -> bool:
+        for name in list(itertools.islice(self._hungry, min(limit, FED_AT_ONCE))):
+            del self._hungry[name]
             self._feed(name)
+        return bool(self._hungry)
 
     def _feed(self, name: str) -> None:
         """Give a line that is free, and whose turn it is, the next SMS: those with the same text make one session."""
@@ -1020,9 +1092,12 @@ class Bridge:
         if line is None or not line.usable or self._stopping or self._fenced or not self._going_on:
             return
         now, at, steady = self.clock.monotonic(), self.steady.time(), self.steady
+        older, upto = steady.pending, steady.upto
+        if self._hastening:
+            older, upto = older + self._hastening[0], max(upto, self._hastening[2])
         # A session doesn't know what may be too old by the clock; and of a busy line only the most urgent SMS counts.
-        most = MOST_NUMBERS if line.ready and not steady.pending else 1
-        rows = self.store.queued(name, most, (at + steady.pending, steady.upto))
+        most = MOST_NUMBERS if line.ready and not older else 1
+        rows = self.store.queued(name, most, (at + older, upto))
         if not rows:
             self.server.leave(name, now)
             return
@@ -1147,7 +1222,7 @@ class Bridge:
             due = max(due + period, loop.time())
 
     def _second(self) -> None:
-        now, at = self.clock.monotonic(), self.steady.time()
+        now = self.clock.monotonic()
         self._ticked = now
         self._mind_the_clock()
         self._serve_if_free()
@@ -1156,18 +1231,71 @@ class Bridge:
         self.publisher.retry_parked(now)
         self._empty_topics(now)
         self._save_announced()
-        if not self._stopping and self.discovery.tick():
-            self.publisher.refresh(f"{self.topics.base}/")
         if not self._stalled:
             if now - self._alive >= ALIVE_S:
                 self._save_some_lines()
-            if self.publisher.done_count or self.ledger.due(at, now):
-                self._commit([], lambda batch: self.ledger.settle(batch, now))
-        ended = [] if self._stalled else self.board.publish_jobs()
-        if ended and not self._commit([], lambda _batch: self.store.end_jobs(ended, self.clock.time())):
-            self.board.jobs_changed(ended)
+            if self.publisher.done_count:
+                self._commit([], None)
+        self._to_do |= dict.fromkeys(self._every_second)
+        self._work()
         self.board.publish_changed_lines()
         self.pump()
+
+    def _work_soon(self, *names: str) -> None:
+        """This regular work may have something to do."""
+        self._to_do |= dict.fromkeys(names)
+        if self._work_timer is None and self._asked_to_stop is not None:
+            loop = asyncio.get_running_loop()
+            self._work_timer = loop.call_later(PAUSE_S, self._guarded(self._work_on))
+
+    def _work_on(self) -> None:
+        self._work_timer = None
+        self._work()
+        self.pump()
+
+    def _work(self) -> None:
+        """Look at all regular work that may have something to do, and do one piece of it."""
+        while self._to_do and not self._stalled and not self._stopping:
+            name, at = next(iter(self._to_do)), self.steady.time()
+            del self._to_do[name]
+            if (rows := self._deaths.rows(name, at)) == 0:
+                continue
+            with self._deaths.doing(name):
+                more = self._work_of[name](rows)
+            if more:
+                self._work_soon(name)
+                return
+            if not self._stalled:
+                self._deaths.done(name)
+
+    def _doing(self, chore: Chore) -> Callable[[int], bool]:
+        """A chore as regular work: look, and do in one transaction what was found, or some of it."""
+
+        def do(batch: Batch, rows: int) -> None:
+            began = self.clock.monotonic()
+            for thing in chore.find(batch.at, began, rows):
+                chore.do(batch, thing)
+                if self.clock.monotonic() - began > PIECE_S:
+                    break
+
+        def work(rows: int) -> bool:
+            if not chore.find(self.steady.time(), self.clock.monotonic(), rows):
+                return False
+            return self._commit([], lambda batch: do(batch, rows))
+
+        return work
+
+    def _publish_jobs(self, limit: int) -> bool:
+        ended = self.board.publish_jobs(limit)
+        if ended and not self._commit([], lambda _batch: self.store.end_jobs(ended, self.clock.time())):
+            self.board.jobs_changed(ended)
+        return self.board.has_jobs
+
+    def _announce(self, limit: int) -> bool:
+        if self.discovery.tick(limit):
+            self.publisher.refresh(f"{self.topics.base}/")
+        self._save_announced()  # before they leave
+        return self.discovery.is_due
 
     def _mind_the_clock(self) -> None:
         """What a wall clock that was set, or a machine that slept, means for SMS with a time to live."""
@@ -1182,21 +1310,41 @@ class Bridge:
         if steady.believed and not self._stalled:
             passed, upto = steady.believed, steady.upto
 
-            def hasten(_batch: Batch) -> None:
-                self.store.hasten(passed, upto)
+            task = [passed, self.store.first_sms() - 1, min(upto, self.store.last_sms())]
+
+            def begin(_batch: Batch) -> None:
+                self.store.put(HASTENING, orjson.dumps(task).decode())
                 self.store.put(STEADY, steady.saved())  # or it is done once more after a crash
 
-            if self._commit([], hasten):
+            if not self._hastening and self._commit([], begin):
+                self._hastening = task
                 steady.believed = 0.0
                 log.warning("the clock is believed: %.0f s more have passed", passed)
-        if changed and not steady.believed:
+        if changed and not steady.believed and not self._hastening:
             self._feed_all()
+
+    def _hasten(self, limit: int) -> bool:
+        """SMS that are not sent yet expire earlier, since time has passed uncounted: some of them."""
+        if not self._hastening:
+            return False
+        seconds, after, upto = self._hastening
+        until = min(upto, after + min(HASTENED_AT_ONCE, 10 * limit))
+        rest = [seconds, until, upto] if until < upto else []
+
+        def hasten(_batch: Batch) -> None:
+            self.store.hasten(seconds, after, until)
+            self.store.put(HASTENING, orjson.dumps(rest).decode())
+
+        if self._commit([], hasten):
+            self._hastening = rest
+            if not rest:
+                self._feed_all()
+        return bool(self._hastening)
 
     def _minute(self) -> None:
         self._publish_health()
         self.board.publish_stats()
-        self.board.publish_last_seen()
-        self._prune()
+        self._work_soon(*self._every_minute)
         self.pump()
 
     def _save_some_lines(self) -> None:
@@ -1222,20 +1370,6 @@ class Bridge:
 
         if not self._stalled:
             self._commit([], save)
-
-    def _prune(self) -> None:
-        at = self.steady.time()
-        forgotten: list[str] = []
-
-        def prune(_batch: Batch) -> None:
-            week = 7 * payloads.DAY
-            forgotten[:] = self.store.prune(
-                repeats=at - 2 * 3600, commands=at - payloads.DAY, sms=at - week, jobs=min(at, self.clock.time()) - week
-            )
-
-        if not self._stalled and self._commit([], prune):
-            for job in forgotten:
-                self.publisher.remove(self.topics.job(job))
 
     def _reserve_sendids(self, batch: Batch) -> None:
         """Part of the transaction: no sendid leaves that a restart could use again (docs/contract.md §5)."""
@@ -1297,6 +1431,7 @@ class Bridge:
             self._emptied.discard(line)
         self.discovery.configure(self.settings)
         self._writes.append(self._write_announced)
+        self.ledger.lines_changed()
         self.publisher.retry_parked()
         self._publish_bridge()
         self._feed_all()
@@ -1326,7 +1461,6 @@ class Bridge:
         """A line is no longer configured. Home Assistant first forgets its device, then its topics are emptied: an
         entity that is there would make a warning of each.
         """
-        self._writes.append(partial(self.ledger.line_removed, line=line))
         self._vanishing[line] = self.clock.monotonic() + (2 * APART_S if self.discovery.on else 0.0)
 
     def _empty_topics(self, now: float) -> None:
@@ -1348,7 +1482,8 @@ class Bridge:
 
     def _publish_states(self) -> None:
         self._states_timer = None
-        self.board.publish_states()
+        if self.board.publish_states():
+            self._publish_states_soon()
         self._drain(self.clock.monotonic())
 
     def _publish_bridge(self) -> None:

@@ -5,6 +5,7 @@ new. Nothing here is durable: after a restart it is all made anew.
 """
 
 import dataclasses
+import heapq
 import logging
 import os
 from collections.abc import Collection, Iterable
@@ -29,6 +30,8 @@ LINE_STATES = ("availability", "state", "stats", "sms/last")
 "The retained topics of a line."
 LAST_SEEN_S = 300.0
 "A line's state is published this often although only `last_seen` changed (docs/contract.md §2)."
+STATES_AT_ONCE = 100
+"States of lines, or jobs, that are made in one turn."
 LINES_PER_SECOND = 500
 "The list of all lines is published less often the longer it is."
 
@@ -66,7 +69,10 @@ class Board:
         "By line: what its state meant when it was published last, and when."
         self._lines_stale = False
         self._lines_due = 0.0
-        self._jobs: set[str] = set(store.jobs())
+        self._jobs: set[str] = set()
+        "Jobs that changed."
+        self._jobs_before: str | None = ""
+        "Jobs of earlier runs behind this name are still to be published; None when all are."
 
     def take(self, batch: Batch) -> bool:
         """Note what a batch changed; true when there are line states to be published soon."""
@@ -87,24 +93,25 @@ class Board:
         """Every line may say something else than before."""
         self._changed.update(line.name for line in self._server.lines)
 
-    def publish_states(self) -> None:
-        """The states of the lines that changed."""
-        changed, self._changed = self._changed, set()
+    def publish_states(self, limit: int = STATES_AT_ONCE) -> bool:
+        """The states of the lines that changed, or of some of them; true when there are more."""
         now = self._clock.monotonic()
         offset = self._clock.time() - now
-        for name in sorted(changed):
+        for name in heapq.nsmallest(limit, self._changed):
+            self._changed.remove(name)
             line = self._server.line(name)
             if line is not None:
                 self._publish_state(line, now, offset)
+        return bool(self._changed)
 
-    def publish_last_seen(self) -> None:
-        """The states of lines of which nothing changed for long but that they were heard."""
+    def publish_last_seen(self, limit: int = STATES_AT_ONCE) -> bool:
+        """The states of lines of which nothing changed for long but that they were heard; true when there are more."""
         now = self._clock.monotonic()
         for line in self._server.lines:
             known = self._published.get(line.name)
             if line.online and (known is None or now - known[1] >= LAST_SEEN_S):
                 self._changed.add(line.name)
-        self.publish_states()
+        return self.publish_states(min(limit, STATES_AT_ONCE))
 
     def publish_info(self, mqtt: payloads.MqttInfo, serving_since: str | None, served_since: str | None) -> None:
         """What this bridge is."""
@@ -167,11 +174,22 @@ class Board:
         ):
             self._publisher.set_payload(self._topics.line(line, "stats"), stats)
 
-    def publish_jobs(self) -> list[str]:
-        """The jobs that changed; returns those that ended just now."""
-        changed, self._jobs = self._jobs, set()
+    def publish_jobs(self, limit: int) -> list[str]:
+        """Some of the jobs that changed; returns those that ended just now."""
+        limit = min(limit, STATES_AT_ONCE)
+        if self._jobs_before is not None and len(self._jobs) < limit:
+            page = self._store.jobs(self._jobs_before, limit)
+            self._jobs_before = page[-1] if page else None
+            self._jobs.update(page)
+        chosen = heapq.nsmallest(limit, self._jobs)
+        self._jobs.difference_update(chosen)
         now = self._clock.time()
-        return [job for job in sorted(changed) if self._publish_job(job, now)]
+        return [job for job in chosen if self._publish_job(job, now)]
+
+    @property
+    def has_jobs(self) -> bool:
+        """Jobs wait to be published."""
+        return bool(self._jobs) or self._jobs_before is not None
 
     def jobs_changed(self, jobs: Iterable[str]) -> None:
         """These jobs are to be published again."""
@@ -218,7 +236,7 @@ class Board:
         cmd, line, total, started, ended = found
         counts = payloads.JobCounts(**self._store.job_counts(name))
         left = counts.queued + counts.sending
-        end = now if left == 0 and ended is None else ended
+        end = None if left else now if ended is None else ended
         minutes = max((end or now) - started, 1.0) / 60
         rate = (total - left) / minutes
         job = payloads.Job(
@@ -234,7 +252,7 @@ class Board:
             ended_at=None if end is None else payloads.timestamp(end),
         )
         self._publisher.set_payload(self._topics.job(name), job)
-        return end != ended
+        return end is not None and ended is None
 
 
 class Traffic:

@@ -4,6 +4,7 @@ Home Assistant drops most of a device that is published twice within a moment, s
 `APART_S`. What a user deletes there stays away until it is asked for, or until the next start.
 """
 
+import itertools
 import logging
 import random
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ import orjson
 
 from bridge import homeassistant
 from bridge.clock import Clock
-from bridge.homeassistant import documents, is_ours, prefix_of
+from bridge.homeassistant import is_ours, maker, prefix_of
 from bridge.publisher import Publisher, RetainedState
 from bridge.settings import Settings
 from bridge.topics import Topics
@@ -29,6 +30,8 @@ MAX_ORPHANS = 1000
 "Documents of devices that nobody knows of, which are removed at a time. Others come again with the next connection."
 MAX_TOPIC = 1000
 "No topic of a device of ours is nearly as long."
+DEVICES_AT_ONCE = 50
+"Devices that are published in one turn."
 ASKED_S = 10.0
 "After a refresh this long an empty topic is no deletion: Home Assistant empties one many times, for seconds."
 
@@ -58,6 +61,8 @@ class Discovery:
         "By topic: every device that is to be there, those included that the user deleted."
         self._of_line: dict[str, list[str]] = {}
         "By line: its own topic and its gateway's."
+        self._unmade: dict[str, tuple[str, str]] = {}
+        "By topic: what devices stand for whose documents are to be made, since the configuration changed."
         self._due: dict[str, float] = {}
         "When to publish, by topic."
         self._last: dict[str, float] = {}
@@ -72,6 +77,8 @@ class Discovery:
         "By a user, in Home Assistant."
         self._born_at: float | None = None
         "When Home Assistant's birth is to be answered."
+        self._more = False
+        "Not all that was due had its turn."
         self._states_next = False
         "Once all devices are published, Home Assistant is to hear the states."
         self._announced = set(announced)
@@ -82,21 +89,21 @@ class Discovery:
         self._had = set(announced)
         "Those where earlier runs had something."
         self.configure(settings)
+        self._make(len(self._unmade))
 
     def filters(self) -> tuple[str, ...]:
         """What the bridge subscribes to for this."""
         return (self._birth_topic, f"{self._prefix}/device/+/config") if self.on else ()
 
     def configure(self, settings: Settings) -> None:
-        """Announce what is new or changed, and remove what is no longer there."""
-        made = documents(self._instance, settings, self._topics) if self.on else {}
-        wanted = {self._topic(object_id): document for object_id, document in made.items()}
-        gone = self._wanted.keys() - wanted.keys() | self._announced - wanted.keys()
-        changed = [topic for topic, document in wanted.items() if self._wanted.get(topic) != document]
-        for topic in changed:
-            self._let_go(topic, self._wanted.get(topic), wanted[topic])
-        self._wanted = wanted
+        """Remove what is no longer there, and announce what is new or changed: `tick` makes the documents, since those
+        of thousands of lines take a second.
+        """
         topic_of = {what: self._topic(id) for id, what in homeassistant.object_ids(self._instance, settings)}
+        self._document = maker(self._instance, settings, self._topics)
+        self._unmade = {topic: what for what, topic in topic_of.items()} if self.on else {}
+        gone = self._wanted.keys() - self._unmade.keys() | self._announced - self._unmade.keys()
+        self._wanted = {topic: document for topic, document in self._wanted.items() if topic not in gone}
         self._of_line = {
             line: [topic_of[what] for what in (("line", line), ("gateway", of_line.gateway)) if what in topic_of]
             for line, of_line in settings.lines.items()
@@ -106,7 +113,19 @@ class Discovery:
             self._deleted.discard(topic)
             self._overwritten.pop(topic, None)
             self._asked.pop(topic, None)
-        self._publish_soon([*changed, *gone])
+        self._publish_soon(list(gone))
+
+    def _make(self, limit: int) -> None:
+        """Make some of the documents of another configuration."""
+        for topic in list(itertools.islice(self._unmade, limit)):
+            self._make_one(topic)
+
+    def _make_one(self, topic: str) -> None:
+        document, before = self._document(*self._unmade.pop(topic)), self._wanted.get(topic)
+        if document != before:
+            self._let_go(topic, before, document)
+            self._wanted[topic] = document
+            self._publish_soon([topic])
 
     def connected(self) -> None:
         """A broker that was away may have lost everything."""
@@ -130,6 +149,8 @@ class Discovery:
 
     def heard(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Home Assistant's birth, or anybody's device. `retain`: it is from before."""
+        if topic in self._unmade:
+            self._make_one(topic)
         if topic == self._birth_topic:
             if payload == b"online" and not retain and self._born_at is None:
                 self._born_at = self._clock.monotonic() + random.uniform(*BIRTH_S)
@@ -138,17 +159,27 @@ class Discovery:
         elif payload and topic.startswith(self._names) and self._publisher.said(topic) is None:
             self._maybe_orphan(topic, payload)
 
-    def tick(self) -> bool:
-        """Publish what is due; true when Home Assistant is to hear all retained states again."""
+    @property
+    def is_due(self) -> bool:
+        """More is to be published at once."""
+        now = self._clock.monotonic()
+        return bool(self._unmade) or (self._more and any(due <= now for due in self._due.values()))
+
+    def tick(self, limit: int = DEVICES_AT_ONCE) -> bool:
+        """Publish what is due, or some of it; true when Home Assistant is to hear all retained states again."""
+        limit = min(limit, DEVICES_AT_ONCE)
+        self._make(limit)
         link, now = self._publisher.link, self._clock.monotonic()
         if link is None or not link.connected:
             return False  # or Home Assistant would get only the last of several steps
         if self._born_at is not None and now >= self._born_at:
             self._born_at, self._states_next = None, True
             self._publish_soon(self._wanted)
-        for topic in [topic for topic, due in self._due.items() if due <= now]:
-            if topic in self._wanted and topic not in self.known:
-                continue
+        ready = [topic for topic, due in self._due.items() if due <= now and self._may_be_published(topic)]
+        self._more = len(ready) > limit
+        for topic in ready[:limit]:
+            if topic in self._unmade:
+                self._make_one(topic)
             del self._due[topic]
             if topic in self._wanted:
                 self._last[topic] = now
@@ -156,9 +187,12 @@ class Discovery:
             elif topic in self._announced:
                 self._last[topic] = now
                 self._publisher.remove(topic)
-        waits = bool(self._due) or self._publisher.has_documents
+        waits = bool(self._due or self._unmade) or self._publisher.has_documents
         states, self._states_next = self._states_next and not waits, self._states_next and waits
         return states
+
+    def _may_be_published(self, topic: str) -> bool:
+        return topic in self.known or not (topic in self._wanted or topic in self._unmade)
 
     def _publish(self, topic: str) -> None:
         document = self._wanted[topic]
@@ -172,7 +206,8 @@ class Discovery:
 
     def announced(self) -> list[str]:
         """All topics where the broker may have something of ours: for another configuration to remove."""
-        self._announced = {topic for topic in self._announced | self._wanted.keys() if self._may_be_there(topic)}
+        topics = self._announced | self._wanted.keys() | self._unmade.keys()
+        self._announced = {topic for topic in topics if self._may_be_there(topic)}
         since = self._clock.monotonic() - APART_S
         self._last = {topic: at for topic, at in self._last.items() if topic in self._wanted or at > since}
         return sorted(self._announced)
@@ -183,7 +218,8 @@ class Discovery:
             return False
         if self._publisher.is_refused(topic) and topic not in self._had | self._publisher.accepted:
             return False
-        return topic in self._wanted or topic in self._due or self._publisher.said(topic) is not None
+        wanted = topic in self._wanted or topic in self._unmade
+        return wanted or topic in self._due or self._publisher.said(topic) is not None
 
     def _ours_changed(self, topic: str, payload: bytes) -> None:
         """Somebody else published to a topic of ours, or the broker told us what it had."""

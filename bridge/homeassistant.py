@@ -8,7 +8,7 @@ https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import orjson
@@ -50,8 +50,14 @@ def object_ids(instance: str, settings: "Settings") -> list[tuple[str, tuple[str
 
 def documents(instance: str, settings: "Settings", topics: Topics) -> dict[str, bytes]:
     """The configuration payload of every device by its object id: the bridge first, then gateways, then lines."""
-    made = _Devices(instance, settings, topics)
-    return {object_id: orjson.dumps(made.device(*what)) for object_id, what in object_ids(instance, settings)}
+    make = maker(instance, settings, topics)
+    return {object_id: make(*what) for object_id, what in object_ids(instance, settings)}
+
+
+def maker(instance: str, settings: "Settings", topics: Topics) -> Callable[[str, str], bytes]:
+    """Makes the configuration payload of one device, by what it stands for."""
+    devices = _Devices(instance, settings, topics)
+    return lambda kind, name: orjson.dumps(devices.device(kind, name))
 
 
 def is_ours(document: bytes, topics: Topics) -> bool:

@@ -3,14 +3,16 @@
 `Ledger.record` runs inside the transaction of its batch. It decides nothing about datagrams: the core has done that.
 """
 
+import itertools
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import Any
 
 from bridge import __version__, numbers, payloads
 from bridge.batch import Batch
+from bridge.chores import Chore
 from bridge.goip import events, wire
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Proof
@@ -26,6 +28,11 @@ REPORT_HOLD_S = 10.0
 "A delivery report that matches nothing waits this long for its OK."
 REPORT_WINDOW_S = 8 * 3600.0
 "A gateway's sms_no is small and comes again: older SMS are not matched (docs/protocol.md §4.6)."
+REPORT_CHOICES = 256
+"""SMS to one number that are looked at for one report: so many have every value of a sms_no that counts to 255. Where
+there are more in `REPORT_WINDOW_S`, an uncertain report can't be told to be of one of them."""
+SAME_REPORTS = 100
+"Held reports that one SMS settles; should there be more of the same, they are told as reports that match nothing."
 
 ODOMETER_DELAY_S = 65.0
 "After two more keepalives a reboot, after which sms_no may begin again, would have been noticed (§3)."
@@ -34,6 +41,8 @@ ODOMETER_WRAPS = 256
 
 MAX_ATTEMPTS = 5
 "Submissions of an SMS that is to be sent again while its outcome is unknown."
+DOUBTFUL_PAGES = 20
+"At a start there may be many that were sent too often, or are too old: so many pages of them are passed over at once."
 
 _FOLLOWS: dict[str, frozenset[str]] = {
     # One that was given back may have been sent all the same, as a late answer or a report tells.
@@ -66,6 +75,13 @@ def address_text(address: Address) -> str:
 
 log = logging.getLogger(__name__)
 
+DOUBTED = "doubted"
+"In the store: how many SMS were doubted since it was put back, while that is going on."
+RESTORED_AT = "restored_at"
+"In the store: when that was done."
+HeldReport = tuple[int, str, int | None, int, str]
+"Number, line, sms_no, state, number that the SMS went to."
+
 
 class Ledger:
     """Writes down what happened on the lines."""
@@ -83,6 +99,25 @@ class Ledger:
         self._started = now
         self._odometer_due: deque[tuple[float, SmsRow]] = deque()
         "SMS that were sent after a doubtful one, and when their sms_nos can be compared."
+        self._left_over: dict[str, set[int]] = {}
+        "By line: SMS that were on their way when the last run ended, until they are found to be so no more."
+        for row in store.sending():
+            if self._is_of_earlier_runs(row):
+                self._left_over.setdefault(row.line, set()).add(row.n)
+        self._passed_over = (0.0, 0)
+        "Up to this time and number nothing `unknown` is to be sent again: it is too old, or was sent too often."
+        self._lines_changed = True
+        "Lines may have been removed whose SMS are still queued."
+        self.chores = (
+            Chore("SMS that expire", self._expired, self._expire),
+            Chore("delivery reports that match nothing", self._old_reports, self._let_go),
+            Chore("SMS of earlier runs", self._orphans, self._lost),
+            Chore("counters of gateways", self._readings, self._read_next_odometer),
+            Chore("SMS that are sent again", self._doubtful, self._send_again),
+            Chore("SMS of removed lines", self._of_removed_lines, self._line_removed),
+        )
+        """What only time decides. Should a commit fail, the reading of a counter is lost, and the SMS stay unknown:
+        never the other way round."""
 
     def record(self, happened: Iterable[events.Event], batch: Batch, now: float) -> None:
         """Write down a batch of events. `now` is monotonic."""
@@ -130,9 +165,9 @@ class Ledger:
         log.info("line %s: the gateway restarted", event.line)
         message = "The gateway's keepalive count began again: it restarted. What was under way on it may be unknown."
         self._line_event(batch, event.line, "gateway_reboot", message, address=address_text(event.address))
-        for row in self._of_earlier_runs():
+        for row in self._of_earlier_runs(event.line):
             # One that the box is asked about is ended by the core, if it must be.
-            if row.line == event.line and row.n not in self._asked(row.line) and row.changed <= batch.at - event.up:
+            if row.n not in self._asked(row.line) and row.changed <= batch.at - event.up:
                 self._move(batch, row, "unknown", {}, evidence="session_lost")
 
     def _repeat_unsafe(self, event: events.RepeatUnsafe, batch: Batch, _now: float) -> None:
@@ -278,7 +313,7 @@ class Ledger:
         if event.sms_no is not None:
             sent = row._replace(state="sent", sms_no=event.sms_no)
             self._settle_held_reports(batch, sent)
-            if self._counts_densely(row.line) and self._unknown(row.line, batch.at):
+            if self._counts_densely(row.line) and self._store.unknown(row.line, batch.at - REPORT_WINDOW_S, 1):
                 self._odometer_due.append((now + ODOMETER_DELAY_S, sent))
 
     def _sms_failed(self, event: events.SmsFailed, batch: Batch, _now: float) -> None:
@@ -331,6 +366,8 @@ class Ledger:
             batch.count(row.line, counter)
         if state in ("failed", "queued"):
             batch.feed.add(row.line)
+        if state == "queued" and row.job is not None:
+            self._store.reopen_job(row.job)
         return True
 
     def delivery(
@@ -362,12 +399,11 @@ class Ledger:
             return
         if event.sms_no is not None:
             settled = False
-            for row in self._store.by_sms_no(event.line, event.sms_no, batch.at - REPORT_WINDOW_S):
-                if same_number(row.number, event.number):
-                    if self._reported(batch, row, event.state):
-                        return
-                    settled = True
-            if settled and not self._awaits_report(event.line, event.number, batch.at):
+            for row in self._numbered(event.line, event.sms_no, last_digits(event.number), batch.at):
+                if self._reported(batch, row, event.state):
+                    return
+                settled = True
+            if settled and not self._awaits_report(event.line, last_digits(event.number), batch.at):
                 return  # the report of another part, or a second one
         if self._settles_what_is_under_way(event, batch):
             return
@@ -397,16 +433,27 @@ class Ledger:
         session = line.session if line is not None else None
         return isinstance(session, SelfTest) and same_number(session.number, event.number)
 
-    def _awaits_report(self, line: str, number: str, at: float) -> bool:
+    def _numbered(self, line: str, sms_no: int, digits: str, at: float) -> list[SmsRow]:
+        """The SMS that a report can be of by its sms_no and number, the newest first."""
+        since = at - REPORT_WINDOW_S
+        if digits:
+            return self._store.by_sms_no(line, sms_no, digits, since, REPORT_CHOICES)
+        last = self._store.submitted_last(line, REPORT_CHOICES)
+        return [row for row in last if row.sms_no == sms_no and row.changed >= since]
+
+    def _awaits_report(self, line: str, digits: str, at: float) -> bool:
         """Whether an SMS to this number has no sms_no: the one of the report may be its own, and have come again."""
-        return any(
-            row.sms_no is None and row.state in ("sending", "sent", "unknown") and same_number(row.number, number)
-            for row in self._store.submitted(line, at - REPORT_WINDOW_S)
-        )
+        since = at - REPORT_WINDOW_S
+        if digits:
+            rows = list(self._store.submitted_to(line, digits, since, REPORT_CHOICES))
+        else:
+            rows = [row for row in self._store.submitted_last(line, REPORT_CHOICES) if row.changed >= since]
+        awaiting = any(row.sms_no is None and row.state in ("sending", "sent", "unknown") for row in rows)
+        return awaiting or len(rows) == REPORT_CHOICES  # one of the others may await it
 
     def _settle_held_reports(self, batch: Batch, row: SmsRow) -> None:
         assert row.sms_no is not None
-        for n, state, number in self._store.reports(row.line, row.sms_no):
+        for n, state, number in self._store.reports(row.line, row.sms_no, SAME_REPORTS):
             if same_number(row.number, number):
                 self._store.delete_report(n)
                 self._reported(batch, row, state)
@@ -419,31 +466,55 @@ class Ledger:
             batch.settled.append((row.line, row.n))
         return moved
 
-    def line_removed(self, batch: Batch, line: str) -> None:
-        """A line is no longer configured: nobody will send what is queued for it."""
+    def lines_changed(self) -> None:
+        """Other lines are configured than before."""
+        self._lines_changed = True
+        self._passed_over = (0.0, 0)  # SMS of lines that are back are sent again after all
+
+    def _of_removed_lines(self, _at: float, _now: float, limit: int) -> list[SmsRow]:
+        """What is queued for lines that are no longer configured: nobody will send it."""
+        if not self._lines_changed:
+            return []
+        for line in self._store.queued_lines():
+            if line not in self.settings.lines and (rows := self._store.queued(line, limit)):
+                return rows
+        self._lines_changed = False
+        return []
+
+    def _line_removed(self, batch: Batch, row: SmsRow) -> None:
+        if row.doubted:  # it may have gone out before
+            self._move(batch, row, "unknown", {}, evidence="silence")
+            return
         error = payloads.Error(
             code=None, text="the line was removed from the configuration", retryable=False, ambiguous=False
         )
-        for row in self._store.queued(line, -1):
-            if row.doubted:  # it may have gone out before
-                self._move(batch, row, "unknown", {}, evidence="silence")
-            else:
-                self._move(batch, row, "failed", {}, error=error)
+        self._move(batch, row, "failed", {}, error=error)
 
     # -- a restored store
 
-    def doubt_all(self, batch: Batch) -> None:
-        """The store was put back: what it says is to be sent may have been sent since it was saved."""
-        rows = [*self._store.in_state("queued"), *self._store.in_state("sending")]
+    def doubt(self, batch: Batch, limit: int) -> int:
+        """The store was put back: what it says is to be sent may have been sent since it was saved. Some of it at a
+        time; returns how many were doubted, 0 when no more are left.
+        """
+        rows = list(itertools.islice(self._store.sending(), limit))
+        for line in self._store.queued_lines():
+            if len(rows) < limit:
+                rows += self._store.queued(line, limit - len(rows))
         for row in rows:
-            self._move(batch, row, "unknown", {}, evidence="restored")
-        for row in self._store.in_state("unknown"):
-            self._store.update_sms(row.n, reboots=None)  # others may have been sent since: no odometer tells of these
+            self._move(batch, row, "unknown", {"reboots": None}, evidence="restored")
+        self._store.put(DOUBTED, (self._store.get(DOUBTED) or 0) + len(rows))
+        return len(rows)
+
+    def doubted(self, batch: Batch) -> None:
+        """Tell of it, once all are doubted."""
+        count = self._store.get(DOUBTED) or 0
+        self._store.put(DOUBTED, 0)
+        self._store.put(RESTORED_AT, batch.at)
         log.error(
             "%s was restored, or its -epoch file is missing: the %d SMS waiting in it may have been sent since it was "
             "saved, so they are unknown and not sent again. No SMS leaves for %.0f s.",
             self._store.path,
-            len(rows),
+            count,
             self.settings.timing.restored_hold_s,
         )
         batch.fact(
@@ -451,7 +522,7 @@ class Ledger:
             payloads.BridgeEvent,
             event_type="store_restored",
             message="The store is not the newest one: it was restored from a backup, or came from elsewhere. "
-            f"{len(rows)} SMS that waited in it may have been sent since; they are unknown and were not sent again.",
+            f"{count} SMS that waited in it may have been sent since; they are unknown and were not sent again.",
         )
 
     # -- the odometer: what the sms_nos before and after a doubtful SMS say of it (docs/reliability.md)
@@ -460,20 +531,16 @@ class Ledger:
         line = self._server.line(name)
         return line is not None and line.known is not None and line.known.dense
 
-    def _unknown(self, line: str, at: float) -> list[SmsRow]:
-        return [row for row in self._store.in_state("unknown", since=at - REPORT_WINDOW_S) if row.line == line]
-
     def _read_odometer(self, batch: Batch, after: SmsRow) -> None:
         """Settle the doubtful SMS just before this one: each SMS of the line takes the next sms_no."""
         line = self._server.line(after.line)
         if line is None or not line.online or not self._counts_densely(after.line):
             return
+        assert after.sendid is not None
+        assert after.telid is not None
         doubtful: list[SmsRow] = []
         before: SmsRow | None = None
-        submitted = self._store.submitted(after.line, batch.at - REPORT_WINDOW_S)
-        for row in reversed(submitted):
-            if (row.sendid, row.telid) >= (after.sendid, after.telid):
-                continue
+        for row in self._store.submitted_before(after.line, after.sendid, after.telid, ODOMETER_WRAPS):
             if row.state != "unknown":
                 before = row
                 break
@@ -485,20 +552,23 @@ class Ledger:
         trace = self._selftest_trace(after.line)
         if trace is not None and (before.sendid or 0) < trace[0] <= (after.sendid or 0):
             return  # its SMS were counted as well
-        if any(row.attempt > 1 and row.changed >= before.changed for row in submitted):
+        if self._store.has_submitted_again(after.line, before.changed):
             return  # one that was submitted before may have been between them then
         rows = (before, *doubtful, after)
+        since = max(batch.at - REPORT_WINDOW_S, self._store.get(RESTORED_AT) or 0.0)
+        if any(row.changed <= since for row in rows):
+            return  # of long ago; or others may have been sent before the store was put back
         if any(row.reboots != line.reboots or segment(row.text).parts > 1 for row in rows):
             return  # it may have counted anew, or otherwise
         went = (after.sms_no - before.sms_no) % ODOMETER_WRAPS - 1
-        if went == len(doubtful) and not self._box_sent_between(line, before, after, batch.at):
+        if went == len(doubtful) and not self._box_sent_between(line, before, after):
             for row in doubtful:
                 self._move(batch, row, "sent", {}, evidence="odometer")
         elif went == 0:
             for row in doubtful:
                 self._not_sent(batch, row)
 
-    def _box_sent_between(self, line: Line, before: SmsRow, after: SmsRow, at: float) -> bool:
+    def _box_sent_between(self, line: Line, before: SmsRow, after: SmsRow) -> bool:
         """Whether other lines of the box sent something: should they all share one count, they moved it."""
         host = line.address[0] if line.address is not None else None
         others = [
@@ -507,8 +577,7 @@ class Ledger:
             if other is not line and other.address and other.address[0] == host
         ]
         first, last = before.sendid or 0, after.sendid or 0
-        since = at - REPORT_WINDOW_S
-        return any(first < (row.sendid or 0) < last for name in others for row in self._store.submitted(name, since))
+        return any(self._store.has_submitted(name, first, last) for name in others)
 
     def _not_sent(self, batch: Batch, row: SmsRow) -> None:
         again = row.guarantee != "at_most_once"
@@ -516,34 +585,7 @@ class Ledger:
         error = payloads.Error(code=None, text=text, retryable=True, ambiguous=False)
         self._move(batch, row, "queued" if again else "failed", {}, error=error, evidence="odometer")
 
-    # -- what only time decides
-
-    def due(self, at: float, now: float) -> bool:
-        """Whether `settle` has something to do: a look that writes nothing."""
-        return bool(
-            self._expired(at)
-            or self._store.old_reports(at - REPORT_HOLD_S)
-            or self._orphans(now)
-            or self._doubtful(at)
-            or (self._odometer_due and now >= self._odometer_due[0][0])
-        )
-
-    def settle(self, batch: Batch, now: float) -> None:
-        """Expire what waited too long, let go of reports that match nothing, resend what the caller wants resent."""
-        for row in self._expired(batch.at):
-            self._expire(batch, row)
-        for n, line, sms_no, state, number in self._store.old_reports(batch.at - REPORT_HOLD_S):
-            self._store.delete_report(n)
-            self._let_go(batch, line, sms_no, state, number)
-        for row in self._orphans(now):
-            self._move(batch, row, "unknown", {}, evidence="restart")
-        # Should the commit fail, this evidence is lost and the SMS stay unknown: never the other way round.
-        while self._odometer_due and now >= self._odometer_due[0][0]:
-            self._read_odometer(batch, self._odometer_due.popleft()[1])
-        for row in self._doubtful(batch.at):
-            reason = "outcome unknown; sent again, as at_least_once asks: it may arrive twice"
-            error = payloads.Error(code=None, text=reason, retryable=True, ambiguous=True)
-            self._move(batch, row, "queued", {"doubted": 1}, error=error)
+    # -- what only time decides: the chores
 
     def _expire(self, batch: Batch, row: SmsRow) -> None:
         """Its time is over; one that may have gone out before is as unknown as it was."""
@@ -552,35 +594,90 @@ class Ledger:
         else:
             self._move(batch, row, "expired", {})
 
-    def _of_earlier_runs(self) -> list[SmsRow]:
-        """SMS that were on their way when the program ended."""
-        return [row for row in self._store.in_state("sending") if (row.sendid or 0) < self._first_sendid]
+    def _is_of_earlier_runs(self, row: SmsRow) -> bool:
+        return row.state == "sending" and (row.sendid or 0) < self._first_sendid
 
-    def _orphans(self, now: float) -> list[SmsRow]:
+    def _of_earlier_runs(self, line: str) -> list[SmsRow]:
+        """SMS of a line that were on their way when the program ended, and are so still."""
+        left = self._left_over.get(line, set())
+        rows = [row for n in sorted(left) if (row := self._store.sms(n)) is not None and self._is_of_earlier_runs(row)]
+        left.intersection_update(row.n for row in rows)
+        return rows
+
+    def _orphans(self, _at: float, now: float, limit: int) -> list[SmsRow]:
         """Those whose box has forgotten their session by now, and that it is not being asked about."""
+        found: list[SmsRow] = []
         if now < self._started + self.settings.timing.wait_s:
-            return []
-        return [row for row in self._of_earlier_runs() if row.n not in self._asked(row.line)]
+            return found
+        for line in list(self._left_over):
+            asked = self._asked(line)
+            if self._left_over[line] <= set(asked):
+                if not self._left_over[line]:
+                    del self._left_over[line]
+                continue
+            found += [row for row in self._of_earlier_runs(line) if row.n not in asked]
+            if len(found) >= limit:
+                break
+        return found
 
-    def _asked(self, name: str) -> Container[int]:
+    def _lost(self, batch: Batch, row: SmsRow) -> None:
+        self._move(batch, row, "unknown", {}, evidence="restart")
+
+    def _asked(self, name: str) -> Collection[int]:
         line = self._server.line(name)
         return line.asked if line is not None else ()
 
-    def _expired(self, at: float) -> list[SmsRow]:
+    def _expired(self, at: float, _now: float, limit: int) -> list[SmsRow]:
         """Queued SMS whose time is over, but for those in an open session: it expires them itself, or sends them."""
-        return [row for row in self._store.expired(at) if row.n not in self._in_session(row.line)]
+        after = (float("-inf"), 0)
+        while rows := self._store.expired(after, at, limit):
+            if found := [row for row in rows if row.n not in self._in_session(row.line)]:
+                return found
+            after = rows[-1].expires or 0.0, rows[-1].n
+        return []
 
     def _in_session(self, name: str) -> Container[int]:
         line = self._server.line(name)
         return line.session.pending if line is not None and line.session is not None else ()
 
-    def _doubtful(self, at: float) -> list[SmsRow]:
-        """Those of lines that are no longer configured stay unknown: nobody would send them again."""
-        long_ago = at - self.settings.timing.evidence_s
-        rows = self._store.doubtful(long_ago, MAX_ATTEMPTS, at)
-        return [row for row in rows if row.line in self.settings.lines]
+    def _readings(self, _at: float, now: float, _limit: int) -> list[SmsRow]:
+        return [self._odometer_due[0][1]] if self._odometer_due and now >= self._odometer_due[0][0] else []
 
-    def _let_go(self, batch: Batch, line: str, sms_no: int | None, state: int, number: str) -> None:
+    def _read_next_odometer(self, batch: Batch, after: SmsRow) -> None:
+        self._odometer_due.popleft()
+        self._read_odometer(batch, after)
+
+    def _doubtful(self, at: float, _now: float, limit: int) -> list[SmsRow]:
+        """SMS that are unknown for so long that they are sent again. Those that never will be are passed over for good:
+        they only get older.
+        """
+        long_ago = at - self.settings.timing.evidence_s
+        for _ in range(DOUBTFUL_PAGES):
+            rows = self._store.doubtful(self._passed_over, long_ago, limit)
+            found = [row for row in rows if self._may_be_sent_again(row, at)]
+            if not rows:
+                self._passed_over = max(self._passed_over, (long_ago, 2**62))
+            if found or not rows:
+                return found
+            self._passed_over = rows[-1].changed, rows[-1].n
+        return []
+
+    def _may_be_sent_again(self, row: SmsRow, at: float) -> bool:
+        """Those of lines that are no longer configured stay unknown: nobody would send them."""
+        in_time = row.expires is None or row.expires > at
+        return row.attempt < MAX_ATTEMPTS and in_time and row.line in self.settings.lines
+
+    def _send_again(self, batch: Batch, row: SmsRow) -> None:
+        reason = "outcome unknown; sent again, as at_least_once asks: it may arrive twice"
+        error = payloads.Error(code=None, text=reason, retryable=True, ambiguous=True)
+        self._move(batch, row, "queued", {"doubted": 1}, error=error)
+
+    def _old_reports(self, at: float, _now: float, limit: int) -> Sequence[HeldReport]:
+        return self._store.old_reports(at - REPORT_HOLD_S, limit)
+
+    def _let_go(self, batch: Batch, report: HeldReport) -> None:
+        n, line, sms_no, state, number = report
+        self._store.delete_report(n)
         if (row := self._only_possible(line, sms_no, number, batch.at)) is not None:
             self._reported(batch, row, state, sms_no)
             return
@@ -600,21 +697,28 @@ class Ledger:
     def _only_possible(self, line: str, sms_no: int | None, number: str, at: float) -> SmsRow | None:
         """The SMS that a report with a strange sms_no is of, if it can be of no other."""
         trace = self._selftest_trace(line)
-        if not number or (trace is not None and at - trace[1] < REPORT_WINDOW_S and same_number(trace[2], number)):
+        digits = last_digits(number)
+        if not digits or (trace is not None and at - trace[1] < REPORT_WINDOW_S and same_number(trace[2], number)):
             return None
-        if sms_no is not None and any(
-            same_number(row.number, number) for row in self._store.by_sms_no(line, sms_no, 0.0)
-        ):
+        if sms_no is not None and self._store.by_sms_no(line, sms_no, digits, 0.0, 1):
             return None  # an old one of this number
-        rows = self._store.submitted(line, at - REPORT_WINDOW_S)
-        to_number = [row for row in rows if same_number(row.number, number)]
-        possible = [row for row in to_number if _could_be_reported(row)]
-        # Also one that was queued again, as the gateway said that it had not taken it.
-        open_ones = [row for row in possible if row.state in ("sending", "sent", "unknown", "queued")]
         known = self._server.line(line)
-        if known is None or not known.repeat_safe:  # each of them may have gone out twice, with two sms_nos
-            possible = [row for row in to_number if row in possible or row.guarantee != "at_most_once"]
-        return open_ones[0] if len(possible) == len(open_ones) == 1 else None
+        safe = known is not None and known.repeat_safe
+        only: SmsRow | None = None
+        rows = self._store.submitted_to(line, digits, at - REPORT_WINDOW_S, REPORT_CHOICES)
+        for count, row in enumerate(rows, 1):
+            if count == REPORT_CHOICES:
+                return None
+            # Else each of them may have gone out twice, with two sms_nos.
+            if _could_be_reported(row) or (not safe and row.guarantee != "at_most_once"):
+                if only is not None:
+                    return None
+                only = row
+        # Also one that was queued again, as the gateway said that it had not taken it.
+        open_ones = ("sending", "sent", "unknown", "queued")
+        if only is None or only.state not in open_ones or not _could_be_reported(only):
+            return None
+        return only
 
 
 _HANDLERS: dict[type, Callable[[Ledger, Any, Batch, float], None]] = {
@@ -651,16 +755,16 @@ def _could_be_reported(row: SmsRow) -> bool:
     return row.sms_no is None or segment(row.text).parts > 1  # other parts may have other numbers
 
 
-def same_number(one: str, other: str) -> bool:
-    """Whether two spellings may be the same number: their last digits agree, or one is missing (§5). What a gateway
-    puts behind a `;` is no part of a number.
+def last_digits(number: str) -> str:
+    """By what numbers are compared, since they are spelled with and without their country; as `SmsRow.digits`. What a
+    gateway puts behind a `;` is no part of a number.
     """
-    a, b = re.sub(r"\D", "", one), re.sub(r"\D", "", other.partition(";")[0])
-    if not b:
-        return True
-    if min(len(a), len(b)) < 7:
-        return a == b
-    return a[-7:] == b[-7:]
+    return re.sub(r"\D", "", number.partition(";")[0])[-7:]
+
+
+def same_number(one: str, other: str) -> bool:
+    """Whether two spellings may be the same number: their last digits agree, or one is missing (§5)."""
+    return last_digits(other) in ("", last_digits(one))
 
 
 def _report_error(state: int) -> payloads.Error | None:

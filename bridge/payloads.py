@@ -39,6 +39,7 @@ BridgeEventType = Literal[
     "gateway_reboot",
     "outage_gap",
     "store_restored",
+    "work_left",
     "repeat_unsafe",
     "takeover",
     "retained_command",
@@ -208,7 +209,7 @@ class BridgeEvent(Fact):
     from_: Time | None = None
     "Beginning of the gap."
     to: Time | None = None
-    "End of the gap."
+    "End of the gap, or of the time for which work is left."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -328,6 +328,7 @@ def _examples() -> dict[type, tuple[object, ...]]:
             ),
             _bridge_event("outage_gap", "Nothing was taken meanwhile.", from_=_STARTED, to=_TIME),
             _bridge_event("store_restored", "The store was restored from a backup. 2 SMS in it are unknown."),
+            _bridge_event("work_left", "The bridge was killed twice while it handled old SMS.", count=2, to=_TIME),
             _bridge_event("repeat_unsafe", "The gateway sent one SMS twice.", line="goip1", gateway="rack1"),
             _bridge_event("takeover", "Another client connects as goip-bridge-home."),
             _bridge_event("retained_command", "Was refused and removed.", line="goip1", topic="goip/goip1/cmd/sms"),

@@ -6,6 +6,7 @@ result of a command, computed the way 3GPP 23.038 and 23.040 prescribe. Nothing 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 # 3GPP 23.038 § 6.2.1. ESC (0x1B) is left out: it announces an extension and is no character of its own.
@@ -28,6 +29,7 @@ class Segments:
     "SMS parts that are sent, and usually charged; an empty text is one."
 
 
+@lru_cache(256)
 def segment(text: str) -> Segments:
     """Count the parts of a text; any string has an answer."""
     if _GSM7.issuperset(text):

@@ -81,8 +81,71 @@ MIGRATIONS = (
     -- an earlier submission of it may have gone out: nobody knows
     ALTER TABLE sms ADD COLUMN doubted INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- SQLite uses a partial index only where its condition stands word for word in the statement; those below do
+    DROP INDEX sms_queue;
+    DROP INDEX sms_open;
+    DROP INDEX sms_no;
+    DROP INDEX sms_job;
+    DROP INDEX sms_changed;
+    -- the last seven digits, by which delivery reports are matched (`bridge.ledger.last_digits`)
+    ALTER TABLE sms ADD COLUMN digits TEXT
+        AS (substr(replace(replace(replace(number, '+', ''), '*', ''), '#', ''), -7)) VIRTUAL;
+    UPDATE sms SET job = NULL WHERE job IS NOT NULL AND job NOT IN (SELECT job FROM job);
+    CREATE INDEX sms_queue ON sms (line, priority DESC, n, expires) WHERE state = 'queued';
+    CREATE INDEX sms_sending ON sms (n) WHERE state = 'sending';
+    CREATE INDEX sms_unknown ON sms (line, changed) WHERE state = 'unknown';
+    CREATE INDEX sms_given_back ON sms (line, changed) WHERE state = 'queued' AND sendid IS NOT NULL;
+    CREATE INDEX sms_doubtful ON sms (changed, n) WHERE state = 'unknown' AND guarantee = 'at_least_once';
+    CREATE INDEX sms_submitted ON sms (line, sendid, telid) WHERE sendid IS NOT NULL;
+    CREATE INDEX sms_again ON sms (line, changed) WHERE attempt > 1;
+    CREATE INDEX sms_no ON sms (line, sms_no, digits, changed) WHERE sms_no IS NOT NULL;
+    CREATE INDEX sms_to ON sms (line, digits, changed) WHERE sendid IS NOT NULL;
+    CREATE INDEX sms_job ON sms (job) WHERE job IS NOT NULL;
+    CREATE INDEX sms_single ON sms (changed) WHERE job IS NULL AND state NOT IN ('queued', 'sending');
+    CREATE INDEX job_ended ON job (ended) WHERE ended IS NOT NULL;
+    CREATE INDEX report_match ON report (line, sms_no);
+    CREATE INDEX report_at ON report (at);
+    -- how many SMS of a line wait or are under way, and how many of a job are in each state; nobody counts them anew
+    CREATE TABLE line_tally (
+        line TEXT NOT NULL, state TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (line, state)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE job_tally (
+        job TEXT NOT NULL, state TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (job, state)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO line_tally
+        SELECT line, 'queued', count(*) FROM sms WHERE state = 'queued' GROUP BY line
+        UNION ALL SELECT line, 'sending', count(*) FROM sms WHERE state = 'sending' GROUP BY line;
+    INSERT INTO job_tally SELECT job, state, count(*) FROM sms WHERE job IS NOT NULL GROUP BY job, state;
+    UPDATE job SET ended = NULL WHERE ended IS NOT NULL AND job IN (
+        SELECT job FROM job_tally WHERE state IN ('queued', 'sending')
+    );
+    CREATE TRIGGER sms_added AFTER INSERT ON sms BEGIN
+        INSERT INTO line_tally SELECT NEW.line, NEW.state, 1 WHERE NEW.state IN ('queued', 'sending')
+            ON CONFLICT DO UPDATE SET count = count + 1;
+        INSERT INTO job_tally SELECT NEW.job, NEW.state, 1 WHERE NEW.job IS NOT NULL
+            ON CONFLICT DO UPDATE SET count = count + 1;
+    END;
+    CREATE TRIGGER sms_moved AFTER UPDATE OF state ON sms WHEN NEW.state <> OLD.state BEGIN
+        UPDATE line_tally SET count = count - 1 WHERE line = OLD.line AND state = OLD.state;
+        INSERT INTO line_tally SELECT NEW.line, NEW.state, 1 WHERE NEW.state IN ('queued', 'sending')
+            ON CONFLICT DO UPDATE SET count = count + 1;
+    END;
+    CREATE TRIGGER sms_moved_in_job AFTER UPDATE OF state ON sms WHEN NEW.state <> OLD.state AND NEW.job IS NOT NULL
+    BEGIN
+        UPDATE job_tally SET count = count - 1 WHERE job = OLD.job AND state = OLD.state;
+        INSERT INTO job_tally VALUES (NEW.job, NEW.state, 1) ON CONFLICT DO UPDATE SET count = count + 1;
+    END;
+    INSERT INTO meta SELECT 'outbox_count', count(*) FROM outbox;
+    """,
 )
 """Each brings the schema one `user_version` further. Never edited once released, only appended to."""
+
+
+WAL_BYTES = 4 << 20
+"What is left of the write-ahead log after something large, such as a migration."
+EVER = ""
+"The day under which counters of forgotten days are added up."
 
 
 class StoreError(Exception):
@@ -137,6 +200,8 @@ class SmsRow(NamedTuple):
     changed: float
     reboots: int | None
     doubted: int
+    digits: str
+    "The last seven digits of the number; made by the store."
 
 
 class CommandRow(NamedTuple):
@@ -189,6 +254,7 @@ class Store:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA temp_store = MEMORY")
+        db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if damage != "ok":
             words = " ".join(damage.split())
@@ -332,6 +398,14 @@ class Store:
         """Events remembered since then, oldest first."""
         yield from self._db.execute("SELECT key, line, at FROM repeat WHERE at >= ? ORDER BY at", (since,))
 
+    def old_repeats(self, before: float, limit: int) -> list[int]:
+        """Numbers of events remembered since before then."""
+        return self._numbers("SELECT rowid FROM repeat WHERE at < ? ORDER BY at LIMIT ?", before, limit)
+
+    def delete_repeat(self, n: int) -> None:
+        """Forget an event."""
+        self._db.execute("DELETE FROM repeat WHERE rowid = ?", (n,))
+
     # -- outbox
 
     def add_outbox(self, rows: list[tuple[str, str, int, bytes, bytes | None, float]]) -> int:
@@ -341,6 +415,7 @@ class Store:
             "INSERT INTO outbox (topic, schema, expiry_s, body, correlation, at) VALUES (?, ?, ?, ?, ?, ?)", rows
         )
         last: int = self._db.execute("SELECT last_insert_rowid()").fetchone()[0]
+        self._count_outbox(len(rows))
         return last - len(rows) + 1
 
     def outbox(self, after: int, limit: int) -> list[OutboxRow]:
@@ -350,12 +425,16 @@ class Store:
 
     def outbox_size(self) -> tuple[int, float | None]:
         """How many wait, and since when the oldest does."""
-        count, oldest = self._db.execute("SELECT count(*), min(at) FROM outbox").fetchone()
-        return count, oldest
+        first = self.outbox(0, 1)
+        return int(self.get("outbox_count") or 0), first[0].at if first else None
 
     def delete_outbox(self, numbers: Iterable[int]) -> None:
         """Drop messages the broker has acknowledged."""
-        self._db.executemany("DELETE FROM outbox WHERE n = ?", ((n,) for n in numbers))
+        self._count_outbox(-self._db.executemany("DELETE FROM outbox WHERE n = ?", ((n,) for n in numbers)).rowcount)
+
+    def _count_outbox(self, more: int) -> None:
+        """Counted by change: it may hold millions when the broker was away for long."""
+        self._db.execute("UPDATE meta SET value = value + ? WHERE key = 'outbox_count'", (more,))
 
     # -- commands
 
@@ -397,9 +476,22 @@ class Store:
         """The newest accepted command without an id of its own."""
         return self._command("topic = ? AND payload = ? AND minted AND at >= ? ORDER BY n DESC", topic, payload, since)
 
-    def open_commands(self) -> list[CommandRow]:
-        """Accepted commands that have no result yet."""
-        return [CommandRow(*row) for row in self._db.execute("SELECT * FROM command WHERE result IS NULL ORDER BY n")]
+    def open_commands(self) -> Iterator[CommandRow]:
+        """Accepted commands that have no result yet; what is done to one does not disturb."""
+        n = 0
+        query = "SELECT * FROM command WHERE result IS NULL AND n > ? ORDER BY n LIMIT 100"
+        while page := [CommandRow(*row) for row in self._db.execute(query, (n,)).fetchall()]:
+            yield from page
+            n = page[-1].n
+
+    def old_commands(self, before: float, limit: int) -> list[int]:
+        """Numbers of commands that were answered and came before then."""
+        query = "SELECT n FROM command WHERE at < ? AND result IS NOT NULL ORDER BY at LIMIT ?"
+        return self._numbers(query, before, limit)
+
+    def delete_command(self, n: int) -> None:
+        """Forget a command."""
+        self._db.execute("DELETE FROM command WHERE n = ?", (n,))
 
     def set_result(self, n: int, result: bytes) -> None:
         """Keep a command's result for its repeats."""
@@ -444,62 +536,140 @@ class Store:
 
     def queued_lines(self) -> list[str]:
         """Lines with something to send."""
-        return [row[0] for row in self._db.execute("SELECT DISTINCT line FROM sms WHERE state = 'queued'")]
+        query = "SELECT line FROM line_tally WHERE state = 'queued' AND count > 0"
+        return [row[0] for row in self._db.execute(query)]
 
-    def expired(self, now: float) -> list[SmsRow]:
-        """Queued SMS whose time is over."""
-        return self._sms("state = 'queued' AND expires IS NOT NULL AND expires <= ? LIMIT 500", now)
+    def expired(self, after: tuple[float, int], now: float, limit: int) -> list[SmsRow]:
+        """Queued SMS whose time is over, behind (time, number)."""
+        return self._sms(
+            "state = 'queued' AND expires IS NOT NULL AND (expires, n) > (?, ?) AND expires <= ? "
+            "ORDER BY expires, n LIMIT ?",
+            *after,
+            now,
+            limit,
+        )
 
-    def hasten(self, seconds: float, upto: int) -> None:
-        """SMS that are not sent yet expire so much earlier, up to a number."""
+    def hasten(self, seconds: float, after: int, upto: int) -> None:
+        """SMS that are not sent yet expire so much earlier: of those with the numbers behind `after`, up to `upto`."""
         self._db.execute(
             "UPDATE sms SET expires = expires - ? "
-            "WHERE state IN ('queued', 'sending') AND expires IS NOT NULL AND n <= ?",
-            (seconds, upto),
+            "WHERE n > ? AND n <= ? AND state IN ('queued', 'sending') AND expires IS NOT NULL",
+            (seconds, after, upto),
         )
+
+    def first_sms(self) -> int:
+        """The number of the oldest SMS that is remembered; 0 when there is none."""
+        row = self._db.execute("SELECT min(n) FROM sms").fetchone()
+        return row[0] or 0
 
     def last_sms(self) -> int:
         """The number of the newest SMS; 0 when there was none."""
         row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'sms'").fetchone()
         return row[0] if row else 0
 
-    def in_state(self, state: str, *, before: float = 1e18, since: float = 0) -> list[SmsRow]:
-        """SMS that are `sending` or `unknown` and became so in a span of time."""
-        return self._sms("state = ? AND changed >= ? AND changed <= ? ORDER BY n", state, since, before)
+    def sending(self) -> Iterator[SmsRow]:
+        """SMS that gateways were given and whose outcome is awaited; what is done to one does not disturb."""
+        n = 0
+        while page := self._sms("state = 'sending' AND n > ? ORDER BY n LIMIT 500", n):
+            yield from page
+            n = page[-1].n
 
-    def given_back(self, since: float) -> list[SmsRow]:
-        """SMS that were submitted, and queued again since then: the gateway may yet say what became of them."""
-        return self._sms("state = 'queued' AND sendid IS NOT NULL AND changed >= ?", since)
-
-    def submitted(self, line: str, since: float) -> list[SmsRow]:
-        """What a line was given to send since then, in that order."""
-        return self._sms("line = ? AND changed >= ? AND sendid IS NOT NULL ORDER BY sendid, telid", line, since)
-
-    def doubtful(self, before: float, attempts: int, now: float) -> list[SmsRow]:
-        """SMS `unknown` since before then that are to arrive at least once, were not submitted too often, and are not
-        too old.
+    def given_back(self, line: str, since: float, limit: int) -> list[SmsRow]:
+        """SMS of a line that were submitted and queued again since then, the newest first: the gateway may yet say what
+        became of them.
         """
         return self._sms(
-            "state = 'unknown' AND changed <= ? AND guarantee = 'at_least_once' AND attempt < ? "
-            "AND (expires IS NULL OR expires > ?) LIMIT 500",
-            before,
-            attempts,
-            now,
+            "state = 'queued' AND sendid IS NOT NULL AND line = ? AND changed >= ? ORDER BY changed DESC LIMIT ?",
+            line,
+            since,
+            limit,
         )
 
-    def by_sms_no(self, line: str, sms_no: int, since: float) -> list[SmsRow]:
-        """SMS that a gateway gave this number, newest first."""
-        return self._sms("line = ? AND sms_no = ? AND changed >= ? ORDER BY changed DESC, n DESC", line, sms_no, since)
+    def unknown(self, line: str, since: float, limit: int) -> list[SmsRow]:
+        """SMS of a line that became `unknown` since then, the newest first."""
+        return self._sms(
+            "state = 'unknown' AND line = ? AND changed >= ? ORDER BY changed DESC LIMIT ?", line, since, limit
+        )
+
+    def doubtful(self, after: tuple[float, int], before: float, limit: int) -> list[SmsRow]:
+        """SMS that are to arrive at least once and became `unknown` behind (time, number), and before a time."""
+        return self._sms(
+            "state = 'unknown' AND guarantee = 'at_least_once' AND (changed, n) > (?, ?) AND changed <= ? "
+            "ORDER BY changed, n LIMIT ?",
+            *after,
+            before,
+            limit,
+        )
+
+    def submitted_before(self, line: str, sendid: int, telid: int, limit: int) -> list[SmsRow]:
+        """What a line was given to send before that, the last first."""
+        return self._sms(
+            "line = ? AND sendid IS NOT NULL AND (sendid, telid) < (?, ?) ORDER BY sendid DESC, telid DESC LIMIT ?",
+            line,
+            sendid,
+            telid,
+            limit,
+        )
+
+    def has_submitted(self, line: str, after: int, before: int = 2**62) -> bool:
+        """Whether a line was given something to send between two sendids."""
+        return bool(self._sms("line = ? AND sendid > ? AND sendid < ? LIMIT 1", line, after, before))
+
+    def has_submitted_again(self, line: str, since: float) -> bool:
+        """Whether one of a line's SMS that was submitted more than once changed since then."""
+        return bool(self._sms("line = ? AND attempt > 1 AND changed >= ? LIMIT 1", line, since))
+
+    def submitted_to(self, line: str, digits: str, since: float, limit: int) -> Iterator[SmsRow]:
+        """What a line was given to send to numbers that end so, and that changed since then; the last first."""
+        where = "line = ? AND digits = ? AND changed >= ? AND sendid IS NOT NULL ORDER BY changed DESC, n DESC LIMIT ?"
+        cursor = self._db.execute(f"SELECT * FROM sms WHERE {where}", (line, digits, since, limit))
+        return (SmsRow(*row) for row in cursor)
+
+    def submitted_last(self, line: str, limit: int) -> list[SmsRow]:
+        """What a line was given to send last, the last first."""
+        where = "line = ? AND sendid IS NOT NULL ORDER BY sendid DESC, telid DESC LIMIT ?"
+        return self._sms(where, line, limit)
+
+    def by_sms_no(self, line: str, sms_no: int, digits: str, since: float, limit: int) -> list[SmsRow]:
+        """SMS to numbers that end so that a gateway gave this sms_no, and that changed since then; newest first."""
+        return self._sms(
+            "line = ? AND sms_no = ? AND digits = ? AND changed >= ? ORDER BY changed DESC, n DESC LIMIT ?",
+            line,
+            sms_no,
+            digits,
+            since,
+            limit,
+        )
+
+    def old_sms(self, before: float, limit: int) -> list[int]:
+        """Numbers of SMS that belong to no job, are neither queued nor under way, and did not change since then."""
+        return self._numbers(
+            "SELECT n FROM sms WHERE job IS NULL AND state NOT IN ('queued', 'sending') AND changed < ? "
+            "ORDER BY changed LIMIT ?",
+            before,
+            limit,
+        )
+
+    def sms_of_job(self, job: str, limit: int) -> list[int]:
+        """Numbers of SMS of a job."""
+        return self._numbers("SELECT n FROM sms WHERE job = ? LIMIT ?", job, limit)
+
+    def delete_sms(self, n: int) -> None:
+        """Forget an SMS that nothing will become of any more."""
+        self._db.execute("DELETE FROM sms WHERE n = ?", (n,))
 
     def _sms(self, where: str, *arguments: object) -> list[SmsRow]:
         return [SmsRow(*row) for row in self._db.execute(f"SELECT * FROM sms WHERE {where}", arguments)]
 
+    def _numbers(self, query: str, *arguments: object) -> list[int]:
+        return [row[0] for row in self._db.execute(query, arguments)]
+
     def queue_counts(self) -> dict[str, tuple[int, int]]:
         """(queued, active) by line; lines with neither are absent."""
-        query = "SELECT line, count(*) FROM sms WHERE state = '{}' GROUP BY line"  # each has its partial index
-        queued = dict(self._db.execute(query.format("queued")).fetchall())
-        active = dict(self._db.execute(query.format("sending")).fetchall())
-        return {line: (queued.get(line, 0), active.get(line, 0)) for line in queued | active}
+        counts: dict[str, dict[str, int]] = {}
+        for line, state, count in self._db.execute("SELECT line, state, count FROM line_tally WHERE count > 0"):
+            counts.setdefault(line, {})[state] = count
+        return {line: (of.get("queued", 0), of.get("sending", 0)) for line, of in counts.items()}
 
     # -- jobs
 
@@ -510,16 +680,32 @@ class Store:
 
     def job_counts(self, job: str) -> dict[str, int]:
         """Recipients of a job by state."""
-        return dict(self._db.execute("SELECT state, count(*) FROM sms WHERE job = ? GROUP BY state", (job,)).fetchall())
+        query = "SELECT state, count FROM job_tally WHERE job = ? AND count > 0"
+        return dict(self._db.execute(query, (job,)).fetchall())
 
     def end_jobs(self, jobs: Iterable[str], at: float) -> None:
         """Note that nothing of these jobs waits any more, at a time as it is told."""
         rows = ((at, job) for job in jobs)
         self._db.executemany("UPDATE job SET ended = ? WHERE job = ? AND ended IS NULL", rows)
 
-    def jobs(self) -> list[str]:
-        """All jobs still remembered."""
-        return [row[0] for row in self._db.execute("SELECT job FROM job ORDER BY started")]
+    def reopen_job(self, job: str) -> None:
+        """Note that something of a job waits again."""
+        self._db.execute("UPDATE job SET ended = NULL WHERE job = ? AND ended IS NOT NULL", (job,))
+
+    def jobs(self, after: str, limit: int) -> list[str]:
+        """Jobs that are remembered, in the order of their names."""
+        query = "SELECT job FROM job WHERE job > ? ORDER BY job LIMIT ?"
+        return [row[0] for row in self._db.execute(query, (after, limit))]
+
+    def old_job(self, before: float) -> str | None:
+        """A job that ended before then."""
+        row = self._db.execute("SELECT job FROM job WHERE ended < ? ORDER BY ended LIMIT 1", (before,)).fetchone()
+        return row[0] if row else None
+
+    def delete_job(self, job: str) -> None:
+        """Forget a job, once its SMS are forgotten."""
+        self._db.execute("DELETE FROM job WHERE job = ?", (job,))
+        self._db.execute("DELETE FROM job_tally WHERE job = ?", (job,))
 
     # -- delivery reports
 
@@ -530,14 +716,15 @@ class Store:
             (line, sms_no, state, number, at),
         )
 
-    def reports(self, line: str, sms_no: int) -> list[tuple[int, int, str]]:
+    def reports(self, line: str, sms_no: int, limit: int) -> list[tuple[int, int, str]]:
         """(n, state, number) of held reports with this number."""
-        cursor = self._db.execute("SELECT n, state, number FROM report WHERE line = ? AND sms_no = ?", (line, sms_no))
-        return cursor.fetchall()
+        query = "SELECT n, state, number FROM report WHERE line = ? AND sms_no = ? LIMIT ?"
+        return self._db.execute(query, (line, sms_no, limit)).fetchall()
 
-    def old_reports(self, before: float) -> list[tuple[int, str, int | None, int, str]]:
-        """(n, line, sms_no, state, number) of reports held since before then."""
-        return self._db.execute("SELECT n, line, sms_no, state, number FROM report WHERE at <= ?", (before,)).fetchall()
+    def old_reports(self, before: float, limit: int) -> list[tuple[int, str, int | None, int, str]]:
+        """(n, line, sms_no, state, number) of reports held since before then, the oldest first."""
+        query = "SELECT n, line, sms_no, state, number FROM report WHERE at <= ? ORDER BY at, n LIMIT ?"
+        return self._db.execute(query, (before, limit)).fetchall()
 
     def delete_report(self, n: int) -> None:
         """Let go of a held report."""
@@ -555,31 +742,30 @@ class Store:
             (line, day, *values),
         )
 
-    def traffic(self, day: str = "%") -> dict[str, dict[str, int]]:
-        """Counters by line: of one day, or of all."""
-        cursor = self._db.execute(
-            "SELECT line, sum(sent), sum(delivered), sum(failed), sum(unknown), sum(received) FROM traffic "
-            "WHERE day LIKE ? GROUP BY line",
-            (day,),
-        )
+    def traffic(self, day: str | None = None) -> dict[str, dict[str, int]]:
+        """Counters by line: of one day, or since ever."""
         names = ("sent", "delivered", "failed", "unknown", "received")
+        sums = ", ".join(f"sum({name})" for name in names)
+        if day is None:
+            cursor = self._db.execute(f"SELECT line, {sums} FROM traffic GROUP BY line")
+        else:
+            cursor = self._db.execute(f"SELECT line, {', '.join(names)} FROM traffic WHERE day = ?", (day,))
         return {line: dict(zip(names, counts, strict=True)) for line, *counts in cursor}
 
-    # -- housekeeping
+    def old_traffic(self, before: str, limit: int) -> list[tuple[str, str]]:
+        """(line, day) of counters of days before that one."""
+        query = "SELECT line, day FROM traffic WHERE day <> ? AND day < ? LIMIT ?"
+        return self._db.execute(query, (EVER, before, limit)).fetchall()
 
-    def prune(self, *, repeats: float, commands: float, sms: float, jobs: float) -> list[str]:
-        """Forget what is older than these times; returns the jobs forgotten."""
-        db = self._db
-        db.execute("DELETE FROM repeat WHERE at < ?", (repeats,))
-        db.execute("DELETE FROM command WHERE at < ? AND result IS NOT NULL", (commands,))
-        forgotten = [row[0] for row in db.execute("SELECT job FROM job WHERE ended < ?", (jobs,))]
-        db.execute("DELETE FROM job WHERE ended < ?", (jobs,))
-        db.execute(
-            "DELETE FROM sms WHERE changed < ? AND state NOT IN ('queued', 'sending') "
-            "AND (job IS NULL OR job NOT IN (SELECT job FROM job))",
-            (sms,),
-        )
-        return forgotten
+    def fold_traffic(self, line: str, day: str) -> None:
+        """Forget a day, but not what it counted."""
+        key = (line, day)
+        row = self._db.execute(
+            "SELECT sent, delivered, failed, unknown, received FROM traffic WHERE line = ? AND day = ?", key
+        ).fetchone()
+        names = ("sent", "delivered", "failed", "unknown", "received")
+        self.count(line, EVER, dict(zip(names, row, strict=True)))
+        self._db.execute("DELETE FROM traffic WHERE line = ? AND day = ?", key)
 
 
 def _number_in(path: Path) -> int | None:

@@ -53,6 +53,8 @@ async def test_no_sendid_leaves_that_a_restart_could_use_again(store: Store) -> 
             )  # fmt: skip
     bridge = make(store, lines)
     bridge._go_on()
+    while bridge._feed_hungry(lines):
+        pass
     bridge.pump()
     assert len(bridge.server.take_datagrams()) == lines
     assert store.get("sendids_reserved") >= bridge.server.next_sendid
@@ -245,7 +247,7 @@ async def test_sms_of_a_line_that_is_gone_are_failed_at_the_next_start(store: St
     bridge.received([command("goip/l1/cmd/sms", b'{"to":["1","2"],"text":"x"}')])
     assert bridge.server.line("l1") is not None
     after = make(store, lines=1)
-    after.pump()
+    after._second()
     told = [json.loads(row.body) for row in store.outbox(0, 1000) if row.schema == "delivery"]
     assert [fact["event_type"] for fact in told] == ["queued", "queued", "failed", "failed"]
     assert "removed" in told[-1]["error"]["text"]

@@ -88,6 +88,14 @@ def _published(store: Store) -> None:
     store.delete_report(1)
 
 
+def _pruned(store: Store) -> None:
+    for n in store.old_repeats(10.0, 100):
+        store.delete_repeat(n)
+    store.fold_traffic("l", "2026-01-01")
+    for n in store.sms_of_job("j", 2):
+        store.delete_sms(n)
+
+
 STEPS: list[Step] = [
     lambda store: store.put("instance", "i"),
     _line,
@@ -98,7 +106,7 @@ STEPS: list[Step] = [
     _sent,
     _published,
     lambda store: store.delete_outbox(range(6, 10)),
-    lambda store: store.prune(repeats=10.0, commands=0.0, sms=0.0, jobs=0.0),
+    _pruned,
     lambda store: store.end_jobs(["j"], 9.0),
 ]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.batch import Batch, Run
+from bridge.chores import ROWS
 from bridge.goip import events
 from bridge.goip.line import Proof
 from bridge.goip.server import LineConfig, LineMemory, SmsServer
@@ -34,8 +35,8 @@ class Book:
         self.server = SmsServer(
             [LineConfig(name="goip1", goip_id="goip1", password="p")], Timing(), next_sendid=FIRST_SENDID, now=START
         )
-        answers = Answers(self.store, topics, self.server)
-        self.ledger = Ledger(self.store, self.settings, topics, answers, self.server, START)
+        self.answers = Answers(self.store, topics, self.server)
+        self.ledger = Ledger(self.store, self.settings, topics, self.answers, self.server, START)
         self.run = Run(START, START)
         self.at = START
 
@@ -50,21 +51,39 @@ class Book:
     def settle(self, seconds: float) -> list[dict[str, Any]]:
         """The facts that time alone brings about."""
         self.at += seconds
-        batch = Batch(self.run, self.at, self.at)
-        due = self.ledger.due(self.at, self.at)
-        with self.store.transaction():
-            self.ledger.settle(batch, self.at)
-        batch.committed()
-        assert due == bool(batch.outbox)
-        return facts(batch)
+        due = any(chore.find(self.at, self.at, ROWS) for chore in self.ledger.chores)
+        told = self.settle_quietly()
+        assert due == bool(told)
+        return told
 
     def settle_quietly(self) -> list[dict[str, Any]]:
         """The same, where it may be that nothing comes of it."""
         batch = Batch(self.run, self.at, self.at)
-        with self.store.transaction():
-            self.ledger.settle(batch, self.at)
+        for chore in self.ledger.chores:
+            while found := chore.find(self.at, self.at, ROWS):
+                with self.store.transaction():
+                    for thing in found:
+                        chore.do(batch, thing)
         batch.committed()
         return facts(batch)
+
+    def remove_line(self) -> None:
+        """The configuration has no lines any more."""
+        self.ledger.settings = Settings(lines={})
+        self.ledger.lines_changed()
+
+    def restart(self) -> None:
+        """The next run of the program."""
+        self.ledger = Ledger(self.store, self.settings, Topics("goip"), self.answers, self.server, START)
+
+    def doubt(self) -> list[dict[str, Any]]:
+        """The store was put back."""
+        batch = Batch(self.run, self.at, self.at)
+        while True:
+            with self.store.transaction():
+                if self.ledger.doubt(batch, 1) == 0:
+                    self.ledger.doubted(batch)
+                    return facts(batch)
 
     def queue(self, number: str = "+4915112345678", **columns: Any) -> int:
         defaults = {
@@ -236,6 +255,7 @@ def test_an_sms_of_an_earlier_run_becomes_unknown_when_its_box_has_forgotten_it(
     # The clock may have been set back meanwhile: it has no say in this.
     before = book.queue(state="sending", changed=START + 3600, sendid=FIRST_SENDID - 1)
     mine = book.queue(state="sending", changed=START - 3600, sendid=FIRST_SENDID)
+    book.restart()
     assert book.settle(89) == []
     [fact] = book.settle(2)
     assert (fact["event_type"], fact["evidence"]) == ("unknown", "restart")
@@ -244,6 +264,7 @@ def test_an_sms_of_an_earlier_run_becomes_unknown_when_its_box_has_forgotten_it(
 
 def test_a_reboot_makes_an_sms_of_an_earlier_run_unknown_at_once(book: Book) -> None:
     book.queue(state="sending", sendid=FIRST_SENDID - 1)
+    book.restart()
     rebooted, unknown = book.record(events.GatewayRebooted("goip1", ("10.0.0.1", 10991), 1))
     assert (rebooted["event_type"], unknown["event_type"]) == ("gateway_reboot", "unknown")
     assert unknown["evidence"] == "session_lost"
@@ -316,10 +337,8 @@ def test_a_send_without_its_journal_entry_is_a_fault(book: Book) -> None:
 def test_sms_of_a_removed_line_are_failed(book: Book) -> None:
     for _ in range(3):
         book.queue()
-    batch = Batch(book.run, book.at, book.at)
-    with book.store.transaction():
-        book.ledger.line_removed(batch, "goip1")
-    assert kinds(facts(batch)) == ["failed"] * 3
+    book.remove_line()
+    assert kinds(book.settle(0)) == ["failed"] * 3
 
 
 def test_a_report_for_an_sms_that_is_on_its_way_is_not_taken_for_an_older_one(book: Book) -> None:
@@ -474,10 +493,7 @@ def test_what_waits_in_a_restored_store_is_doubted_and_not_sent(book: Book) -> N
     sending = book.queue()
     book.record(events.SmsSending("goip1", sending, FIRST_SENDID, 1))
     sent = book.sent()
-    batch = Batch(book.run, book.at, book.at)
-    with book.store.transaction():
-        book.ledger.doubt_all(batch)
-    told = facts(batch)
+    told = book.doubt()
     assert kinds(told) == ["unknown", "unknown", "store_restored"]
     assert {fact["evidence"] for fact in told[:2]} == {"restored"}
     assert "2 SMS" in told[2]["message"]
@@ -487,8 +503,7 @@ def test_what_waits_in_a_restored_store_is_doubted_and_not_sent(book: Book) -> N
 def test_the_odometer_is_not_read_across_a_restoration(dense: Book) -> None:
     dense.sent(sms_no=5)
     doubtful = lost(dense)  # it failed …
-    with dense.store.transaction():
-        dense.ledger.doubt_all(Batch(dense.run, dense.at, dense.at))
+    dense.doubt()
     dense.sent(sms_no=7)  # … and 6 was another one, of which the copy does not know
     dense.at += 66
     dense.settle_quietly()
@@ -739,7 +754,6 @@ def test_a_doubtful_sms_whose_time_is_over_stays_unknown(book: Book) -> None:
 
 def test_a_doubtful_sms_of_a_line_that_is_removed_stays_unknown(book: Book) -> None:
     n = insisted(book)
-    batch = Batch(book.run, book.at, book.at)
-    with book.store.transaction():
-        book.ledger.line_removed(batch, "goip1")
+    book.remove_line()
+    assert kinds(book.settle(0)) == ["unknown"]
     assert state(book, n) == "unknown"

@@ -175,6 +175,7 @@ async def test_a_line_that_is_out_when_the_commit_comes_has_its_queue_failed(sto
     world.break_the_disk()
     world.reload(lines=ONE)
     world.mend_the_disk()
+    world.bridge._second()
     assert world.outcomes() == ["queued", "failed"]
 
 
@@ -201,7 +202,7 @@ async def test_a_line_that_comes_back_is_known_as_it_was(store: Store) -> None:
 async def test_sms_of_a_line_that_was_never_heard_nor_named_are_failed_at_the_next_start(store: Store) -> None:
     world = World(store)
     world.command("l1/cmd/sms", {"to": "1", "text": "x"})  # and dies before it wrote down the names of its lines
-    World(store, lines=ONE)
+    World(store, lines=ONE).bridge._second()
     assert world.outcomes() == ["queued", "failed"]
 
 
@@ -234,6 +235,7 @@ async def test_another_prefix_waits_for_a_restart_and_overrides_do_not(store: St
     now = world.bridge.settings.homeassistant
     assert (now.prefix, now.discovery) == ("homeassistant", True)
     assert now.overrides == overrides
+    world.bridge.discovery.tick()
     document = json.loads(
         world.bridge.discovery._wanted["homeassistant/device/goip_" + world.bridge.instance + "_l0/config"]
     )

@@ -144,7 +144,7 @@ MUTATIONS = (
                 "bridge/app.py",
                 "        batch = self._batch()\n        self._alive_before",
                 "        with self.store.transaction():\n"
-                '            for row in self.store.in_state("sending"):\n'
+                "            for row in self.store.sending():\n"
                 '                self.store.update_sms(row.n, state="queued", changed=at)\n'
                 "        batch = self._batch()\n        self._alive_before",
             ),
@@ -212,6 +212,16 @@ MUTATIONS = (
     Mutation(
         "a sender's name ends at its first semicolon",
         (("bridge/goip/wire.py", '    "RECEIVE": ("srcnum", ("smscnum", "senttime")),\n', ""),),
+    ),
+    Mutation(
+        "regular work is done once, and never again",
+        (
+            (
+                "bridge/app.py",
+                "        self._to_do |= dict.fromkeys(self._every_second)\n",
+                "        self._to_do |= dict.fromkeys(self._every_second)\n        self._every_second = []\n",
+            ),
+        ),
     ),
     Mutation(
         "the wall clock says what is too old",
