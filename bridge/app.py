@@ -1535,14 +1535,14 @@ class Bridge:
         return self._stalled
 
     @property
-    def fenced(self) -> bool:
-        """Another bridge may be at work in our place: nothing new is sent."""
-        return bool(self._fenced)
-
-    @property
     def stopping(self) -> bool:
         """Nothing new is taken any more."""
         return self._stopping
+
+    @property
+    def fenced(self) -> bool:
+        """Another bridge may be at work in our place: nothing new is sent."""
+        return bool(self._fenced)
 
     # -- small things
 

@@ -29,10 +29,8 @@ class Limiter:
         "By their hash: there may be long words in a key."
         self._passed: deque[float] = deque()
 
-    def admit(self, key: Hashable, now: float, count: int = 1) -> int | None:
-        """How many happened since the last one told, this one included (it may stand for several, `count`); None when
-        this one is not to be told.
-        """
+    def admit(self, key: Hashable, now: float) -> int | None:
+        """How many happened since the last one told, this one included; None when this one is not to be told."""
         place = hash(key)
         told, held = self._keys.pop(place, (-self._period, 0))
         while self._passed and now - self._passed[0] >= self._period:
@@ -40,10 +38,10 @@ class Limiter:
         tell = now - told >= self._period and len(self._passed) < self._total
         if tell:
             self._passed.append(now)
-        self._keys[place] = (now, 0) if tell else (told, held + count)
+        self._keys[place] = (now, 0) if tell else (told, held + 1)
         if len(self._keys) > MAX_KEYS:
             self._keys.popitem(last=False)
-        return held + count if tell else None
+        return held + 1 if tell else None
 
 
 class Tokens:

@@ -180,6 +180,17 @@ def alive(bridge: "Bridge") -> dict[str, Check]:
     return {"loop": {"ok": ago < STUCK_S, "reason": f"regular work was done {ago:.1f} s ago"}}
 
 
+def healthy(bridge: "Bridge") -> dict[str, Check]:
+    """Whether all is well with this bridge: alive and ready, or standing by for another one."""
+    checks = ready(bridge) | alive(bridge)
+    role, rival = bridge.lease.role, bridge.lease.rival
+    if role is Role.STANDING_BY or (role is Role.ASKING and bridge.fenced):
+        checks["serving"] = {"ok": True, "reason": f"stands by while another bridge, {rival!r}, serves"}
+    elif not bridge.publisher.said_online:
+        checks["serving"] = {"ok": False, "reason": "connects, and has not said `online` yet"}
+    return checks
+
+
 def ready(bridge: "Bridge") -> dict[str, Check]:
     """Whether the bridge can do all of its work."""
     link, udp = bridge.link, bridge.udp
@@ -215,17 +226,6 @@ def ready(bridge: "Bridge") -> dict[str, Check]:
     if bridge.lease.role is Role.STANDING_BY:
         reason = f"another bridge, {bridge.lease.rival!r}, serves {bridge.topics.base}; this one stands by"
         checks["serving"] = {"ok": False, "reason": reason}
-    return checks
-
-
-def healthy(bridge: "Bridge") -> dict[str, Check]:
-    """Whether all is well with this bridge: alive and ready, or standing by for another one."""
-    checks = ready(bridge) | alive(bridge)
-    role, rival = bridge.lease.role, bridge.lease.rival
-    if role is Role.STANDING_BY or (role is Role.ASKING and bridge.fenced):
-        checks["serving"] = {"ok": True, "reason": f"stands by while another bridge, {rival!r}, serves"}
-    elif not bridge.publisher.said_online:
-        checks["serving"] = {"ok": False, "reason": "connects, and has not said `online` yet"}
     return checks
 
 

@@ -19,6 +19,8 @@ class Strangers:
     def __init__(self) -> None:
         self._unknown = Limiter()
         self._lines: dict[tuple[str, bool], Limiter] = {}
+        self._unheard: dict[str, int] = {}
+        "By line: datagrams that were not listened to, to be told with the next notice."
 
     def notice(self, event: events.Unauthenticated, settings: Settings, now: float) -> dict[str, object] | None:
         """The fields of a fact on `bridge/event`, or None when this one is only counted."""
@@ -31,9 +33,11 @@ class Strangers:
             new = Limiter(total=1 if guessing else OF_A_LINE)
             limiter = self._lines.setdefault((event.line, guessing), new)
             key = (event.line, event.address[0])
-        count = limiter.admit(key, now, event.count)
+            self._unheard[event.line] = self._unheard.get(event.line, 0) + event.count - 1
+        count = limiter.admit(key, now)
         if count is None:
             return None
+        count += self._unheard.pop(event.line or "", 0)
         line = settings.lines.get(event.line) if event.line is not None else None
         return {
             "event_type": event_type,

@@ -526,7 +526,8 @@ class Line:
                     )
                 )
             case wire.Deliver():
-                out.append(events.SmsReport(name, message.sms_no, message.state, message.num))
+                number = message.num.partition(";")[0]  # whatever a newer firmware may put behind it is no digit of it
+                out.append(events.SmsReport(name, message.sms_no, message.state, number))
             case wire.State():
                 if self._overtaken(message.recvid, now):
                     self._late_call_state(message.state, message.number, now)

@@ -478,20 +478,20 @@ class SmsServer:
             self.datagrams.append((reply, address))
 
     def is_from_a_line(self, data: bytes, address: Address, now: float) -> bool:
-        """Whether a datagram would be listened to; a look that changes nothing."""
+        """Whether a datagram would be listened to; a look that changes nothing but how many more passwords are."""
         try:
             message = wire.decode(data)
         except wire.WireError:
             return False
         if isinstance(message, wire.Keepalive | wire.Event):
             registered = self._by_goip_id.get(message.id)
-            password = message.password.encode(errors="replace")
-            return (
-                registered is not None
-                and registered.hears(address, now)
-                and hmac.compare_digest(password, registered.password)
-                and registered.allows(address[0])
-            )
+            if registered is None or not registered.hears(address, now):
+                return False
+            if hmac.compare_digest(message.password.encode(errors="replace"), registered.password):
+                return registered.allows(address[0])
+            if not registered.is_at(address):
+                registered.guesses.wrong(address[0], now)
+            return False
         line = self._answers.get(message.sendid)
         return line is not None and self._may_answer(line, message, address)
 

@@ -128,8 +128,13 @@ def test_a_reload_gives_nobody_new_guesses(world: World) -> None:
 
 
 def test_while_the_store_is_stuck_nobody_guesses_either(world: World) -> None:
-    world.guess("l0", 1000, per_s=1000)
-    assert not world.server.is_from_a_line(b"STATE:1;id:l0;password:990000", (HOST, 5000), world.now)
+    """What they send meanwhile is kept, and taken when the store can be written: it is chosen by the same limits."""
+    right = b"STATE:1;id:l0;password:990000"
+    assert world.server.is_from_a_line(right, (HOST, 5000), world.now)
+    for n in range(1000):
+        assert not world.server.is_from_a_line(b"STATE:1;id:l0;password:%06d" % n, (HOST, 5000), world.now)
+    assert not world.server.is_from_a_line(right, (HOST, 5000), world.now)
+    assert not world.told("password", "guessing")
 
 
 def test_the_limits_make_a_million_passwords_take_hours() -> None:
