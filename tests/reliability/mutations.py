@@ -76,6 +76,10 @@ MUTATIONS = (
         ("--moment", "acknowledged"),
     ),
     Mutation(
+        "a sender's name ends at its first semicolon",
+        (("bridge/goip/wire.py", '    "RECEIVE": ("srcnum", ("smscnum", "senttime")),\n', ""),),
+    ),
+    Mutation(
         "a command is acknowledged to the broker before the commit",
         (
             (
@@ -208,10 +212,6 @@ MUTATIONS = (
         (("bridge/app.py", "        if not self._catch_up_with_core():\n", "        if False:\n"),),
         None,
         ("reloads", 1),
-    ),
-    Mutation(
-        "a sender's name ends at its first semicolon",
-        (("bridge/goip/wire.py", '    "RECEIVE": ("srcnum", ("smscnum", "senttime")),\n', ""),),
     ),
     Mutation(
         "regular work is done once, and never again",
