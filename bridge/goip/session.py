@@ -414,7 +414,7 @@ class BulkSession:
             return
         # The box did not take it (§4.3). The number stays open: an OK that comes all the same stops the next attempt.
         self._pending.insert(0, self.outcomes.open[self._telid])
-        self._give_back(self._denial, Refusal.REFUSED, now)
+        self._give_back(self._denial, refusal_of(self._denial), now)
 
     def _unknown(self, evidence: str, now: float) -> None:
         self._events.append(events.SmsUnknown(self.line, self.outcomes.open[self._telid].msg, evidence))

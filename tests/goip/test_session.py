@@ -296,6 +296,7 @@ def test_submitted_once_and_refused_was_not_sent(submitted, reason):
     assert (submitted.advance(9.9), submitted.told()) == ([], [])
     assert submitted.advance(0.2) == ["DONE 42\n"]
     assert submitted.told() == [events.SmsRequeued("goip1", 1, reason)]
+    assert submitted.session.refusal is (Refusal.STRANGE if reason == "SENDID" else Refusal.REFUSED)
 
 
 def test_submitted_twice_and_then_unknown_to_the_box_is_unknown(submitted):
