@@ -424,6 +424,26 @@ async def test_an_sms_on_its_way_at_a_crash_is_unknown_and_settled_by_its_late_a
         assert (sent.json["msg"], sent.json["sms_no"]) == (unknown.json["msg"], 7)
 
 
+async def test_what_was_given_back_and_went_out_all_the_same_is_not_sent_again_after_a_crash(
+    broker: Broker, tmp_path: Path
+) -> None:
+    async with set_up(broker, tmp_path, timing={"resend_s": 0.5}) as setup:
+        line, deliveries = setup.line, setup.topic("delivery")
+        sendid = await submit(setup, "denied")
+        assert await line.ask(b"ERROR %b SENDID" % sendid) == b"DONE %b\n" % sendid
+        again = await setup.watcher.until(deliveries, lambda seen: seen.json["event_type"] == "queued", count=2)
+        await setup.bridge.kill()
+        await setup.bridge.start()
+        while not (msg := await line.receive()).startswith(b"MSG "):
+            pass  # DONE, once more
+        new = msg.split()[1]
+        line.send(b"OK %b 1 7" % sendid)
+        while (said := await line.receive()) != b"DONE %b\n" % new:
+            assert said == msg, "a repeated MSG, but no SEND"
+        sent = await setup.watcher.until(deliveries, lambda seen: seen.json["event_type"] == "sent")
+        assert (sent.json["msg"], sent.json["sms_no"]) == (again.json["msg"], 7)
+
+
 async def test_an_answer_after_a_crash_leaves_no_doubt(broker: Broker, tmp_path: Path) -> None:
     async with set_up(broker, tmp_path) as setup:
         sendid = await submit(setup, "crash")
