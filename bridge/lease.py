@@ -63,6 +63,10 @@ class Lease:
         self.succeeds = False
         self._asked_at, self._until = now, None
 
+    def doubt(self) -> None:
+        """The broker keeps nothing: that nobody was heard of says nothing until there was time for an answer."""
+        self._contested = True
+
     def hear(self, info: bytes, now: float, *, retain: bool) -> bool:
         """What the topic says; true when our own word is to be said again. `retain`: it is from before."""
         try:

@@ -282,6 +282,7 @@ class Link:
         Link.latest = self
         self.handler = handler
         self.connected = False
+        self.retains, self.mute_s = True, 0.0
         self.room = 50
         self.seen: list[tuple[str, str | None, bytes]] = []
         self.news = asyncio.Event()
@@ -301,6 +302,9 @@ class Link:
         return len(self.seen)
 
     def acknowledge(self, _message: Incoming) -> None:
+        pass
+
+    def subscribe_again(self) -> None:
         pass
 
     async def disconnect(self, *, clean: bool = True) -> None:
