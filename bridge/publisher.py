@@ -39,7 +39,7 @@ CUTS = 2
 and states that it has just taken no longer go before the rest."""
 LASTING, LASTING_S = 100, 60.0
 "A connection on which the broker has acknowledged so many publications, or that is so old, is not cut short."
-MOST_EXTRA_ENDS = 3
+MOST_EXTRA_ENDS = 8
 ALONE_S = 30.0
 "So long others wait for the acknowledgement of what is sent alone: a broker may never say anything."
 

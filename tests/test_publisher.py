@@ -452,15 +452,16 @@ def test_states_that_were_taken_on_connections_cut_short_are_said_again_when_one
     assert set(desk.settle()) | set(published) >= set(states)
 
 
-def test_a_broker_that_closes_at_random_convicts_nothing(desk: Desk) -> None:
-    chance = random.Random(5)
+@pytest.mark.parametrize(("often", "seed"), [(0.05, 1), (0.1, 5), (0.3, 26), (0.3, 29)])
+def test_a_broker_that_closes_at_random_convicts_nothing(desk: Desk, often: float, seed: int) -> None:
+    chance = random.Random(seed)
     for n in range(8):
         desk.state(f"goip/a/state/{n}", b"{}")
     desk.add(*ORDINARY)
     desk.lasted = False
     connections = 0
     while not desk.lasted:
-        _, held = desk.meet(lambda _: chance.random() > 0.1)
+        _, held = desk.meet(lambda _: chance.random() > often)
         assert held is None
         connections += 1
         assert connections < 1000
