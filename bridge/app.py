@@ -16,7 +16,7 @@ import secrets
 import socket
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from bridge.lease import Authority, Lease, Role
 from bridge.ledger import Ledger
 from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
-from bridge.mqtt import Incoming, LinkConfig, MqttLink, Publication
+from bridge.mqtt import REFUSED, Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
 from bridge.pruning import Pruning
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
@@ -69,8 +69,12 @@ NAMED_LINES = "lines"
 "In the store: the lines of which something retained may speak."
 SAVE_LINES_S = 600.0
 "Within this time the last keepalive of every line is written down."
-COMMAND_BYTES = 256 << 10
-"Payloads of commands that are taken at once."
+COMMANDS, COMMAND_BYTES = 256, 256 << 10
+"Commands, and their payloads, that are taken at once."
+BACKLOG, BACKLOG_BYTES = 1000, 2 << 20
+"With so many commands in memory, or so much of them, little is read from the broker until half of it is worked off."
+MOST_COMMANDS, MOST_COMMAND_BYTES = 4 * BACKLOG, 4 * BACKLOG_BYTES
+"With so many, further ones with QoS 0 are dropped; of the others brokers send few ahead of their acknowledgement."
 DROPS_LOGGED = 30
 "Dropped datagrams that are logged in a minute: one for each host, and no more in all."
 DROPS_DEBUGGED_PER_S = 20.0
@@ -159,6 +163,10 @@ class Bridge:
         "Connected, and what the broker has on our own topics is not heard yet; or it could not be kept."
         self._taking = False
         "The rest of the backlog has its turn in the event loop: more commands wait behind it."
+        self._overflow = 0
+        "Commands with QoS 0 for which there was no room; to be logged."
+        self._paused = False
+        "Little is read from the broker."
         self._inbox: list[Incoming] = []
         self._poison: list[Incoming] = []
         "Commands that made us fail."
@@ -199,6 +207,8 @@ class Bridge:
         self._limiter = Limiter()
         self._mqtt = payloads.MqttInfo(version=None, session_present=False)
         self._connections = 0
+        self._subscriptions: dict[str, int | None] = {}
+        "What the broker answered to each."
         self._own_topics = tuple(self.topics.bridge(name) for name in ("availability", "info", "health"))
         since = store.get(SERVING_SINCE)
         self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since)
@@ -601,6 +611,7 @@ class Bridge:
 
     def received(self, messages: list[Incoming]) -> None:
         """Take commands from the broker; one that is not committed is not acknowledged and comes again."""
+        count, size = self._load()
         for message in messages:
             if self.discovery.takes(message.topic):
                 self.discovery.heard(message.topic, message.payload, retain=message.retain)
@@ -608,10 +619,42 @@ class Bridge:
             elif message.topic in self._own_topics:
                 self._heard_of_ourselves(message)
                 self._acknowledge(message)
+            elif (count >= MOST_COMMANDS or size >= MOST_COMMAND_BYTES) and _may_be_lost(message):
+                self._overflow += 1
             else:
                 self._backlog.append(message)
+                count, size = count + 1, size + len(message.payload)
         if not self._taking:
             self._take_commands()
+        self._mind_the_load()
+
+    def _load(self) -> tuple[int, int]:
+        """Commands in memory that are not committed, and their bytes."""
+        waiting = [*self._backlog, *self._inbox, *self._poison]
+        return len(waiting), sum(len(message.payload) for message in waiting)
+
+    def _mind_the_load(self) -> None:
+        """Leave further commands in the broker's socket while there are many. Not while something has to be heard
+        before they may be taken: it may be behind them.
+        """
+        count, size = self._load()
+        full = count >= BACKLOG or size >= BACKLOG_BYTES
+        empty = count <= BACKLOG // 2 and size <= BACKLOG_BYTES // 2
+        takes = self.lease.authority(self.clock.monotonic()) is Authority.TAKE
+        pause = takes and (full or (self._paused and not empty))
+        if pause != self._paused and self.link is not None:
+            log.debug("reading from the broker %s, with %d commands", "pauses" if pause else "goes on", count)
+            self._paused = pause
+            self.link.pause(on=pause)
+
+    def _tell_overflow(self) -> None:
+        if self._overflow:
+            log.warning(
+                "%d commands that were published with QoS 0 found no room and were dropped: publish commands with "
+                "QoS 1; the broker keeps these until they are taken",
+                self._overflow,
+            )
+            self._overflow = 0
 
     def _heard_of_ourselves(self, message: Incoming) -> None:
         """What the broker has of us is not what we said: an old last will, or another bridge at our topics."""
@@ -641,7 +684,13 @@ class Bridge:
     def _ask(self, *, resumed: bool) -> None:
         """Whether another bridge serves our base topic."""
         self.lease.ask(self.clock.monotonic(), resumed=resumed)
+        self._doubt_a_broker_that_forgets()
         self._question()
+
+    def _doubt_a_broker_that_forgets(self) -> None:
+        """One that retains nothing can't tell of another bridge."""
+        if self.link is not None and not self.link.retains:
+            self.lease.doubt()
 
     def _question(self) -> None:
         """Until it is answered no command is taken, and of the retained topics only the one that says who we are says
@@ -770,15 +819,18 @@ class Bridge:
         self._taking = False
         if self._stopping or self._stalled:
             return
-        size = 0
-        while self._backlog and size < COMMAND_BYTES and self._may_take(self._backlog[0]):
+        size = sum(len(message.payload) for message in self._inbox)
+        full = False
+        while self._backlog and not full and self._may_take(self._backlog[0]):
             message = self._backlog.popleft()
             size += len(message.payload)
             self._inbox.append(message)
-        if self._backlog and size >= COMMAND_BYTES:
+            full = size >= COMMAND_BYTES or len(self._inbox) >= COMMANDS
+        if self._backlog and full:
             self._taking = True
             asyncio.get_running_loop().call_soon(self._guarded(self._take_commands))
         self.pump()
+        self._mind_the_load()
 
     def _may_take(self, message: Incoming) -> bool:
         """Whether it is ours to carry out, as far as is known now; if not, sees to it that it will be known."""
@@ -821,6 +873,7 @@ class Bridge:
     def connected(self, *, session_present: bool, version: str) -> None:
         """The broker is there."""
         self._connections += 1
+        self._paused = False
         self._mqtt = payloads.MqttInfo(version=version, session_present=session_present)
         self._save_announced()
         self.discovery.connected()
@@ -828,21 +881,33 @@ class Bridge:
         self.publisher.connected()
         self.publisher.say_only(())
         self.lease.ask(self.clock.monotonic(), resumed=session_present)
+        self._doubt_a_broker_that_forgets()
         self._looking = True
         if self.link is not None:
             self.link.probe()
 
-    def disconnected(self, reason: str) -> bool:
-        """The broker is gone; true when that was its answer to one publication."""
+    def subscribed(self, codes: Mapping[str, int | None]) -> None:
+        """What the broker answered to our subscriptions. Without that to commands the bridge is not online."""
+        now = self.clock.monotonic()
+        self._subscriptions = dict(codes)
+        code = codes.get(self.topics.filters()[0], 0)  # it is not there while another bridge serves
+        self.publisher.set_hearing(None if code is None else code < REFUSED)
+        for topic_filter, code in codes.items():
+            if code is not None and code >= REFUSED:
+                self._tell_subscription(topic_filter, code, now)
+        self._drain(now)
+
+    def disconnected(self, reason: str, *, closed: bool = True) -> bool:
+        """The broker is gone; true when it has taken something that need not be sent again."""
         log.debug("the broker is gone: %s", reason)
         now = self.clock.monotonic()
-        closer = self.publisher.disconnected(now)
+        closer = self.publisher.disconnected(now, closed=closed)
         if closer is not None and self.publisher.is_refused(closer.topic) and not self._stopping:
             self._tell_refused([(closer, None)], now)
         self._forget_backlog()  # those with QoS 1 come again
         if self._handed_over is not None:
             self._handed_over.set()
-        return closer is not None
+        return self.publisher.progressed
 
     def takeover(self) -> None:
         """Another client has our client id: it may be another bridge, that sends what we would send."""
@@ -1202,7 +1267,8 @@ class Bridge:
         self.datagrams_received(held)
         self.server.handle_timer(self.clock.monotonic())
         self.pump()
-        self._take_commands()
+        if not self._taking:
+            self._take_commands()
         if not self._stalled and not self._stopping:
             self._reload_if_asked()
 
@@ -1228,6 +1294,8 @@ class Bridge:
         self._serve_if_free()
         self._save_role()
         self._tell_dropped()
+        self._tell_overflow()
+        self._mind_the_load()
         self.publisher.retry_parked(now)
         self._empty_topics(now)
         self._save_announced()
@@ -1433,6 +1501,8 @@ class Bridge:
         self._writes.append(self._write_announced)
         self.ledger.lines_changed()
         self.publisher.retry_parked()
+        if self.link is not None:
+            self.link.subscribe_again()
         self._publish_bridge()
         self._feed_all()
         words = [f"{name}.discovery and prefix" if name == "homeassistant" else name for name in fixed]
@@ -1515,6 +1585,7 @@ class Bridge:
                 acked=publisher.acked,
                 refused=publisher.refused,
                 reconnects=max(0, self._connections - 1),
+                mute_s=round(self.link.mute_s, 1) if self.link is not None else 0.0,
             ),
             self._lag,
         )
@@ -1533,6 +1604,12 @@ class Bridge:
     def stalled(self) -> bool:
         """The store can't be written: nothing is acknowledged to anybody."""
         return self._stalled
+
+    @property
+    def deaf(self) -> int | None:
+        """The reason code with which the broker refused the subscription to commands; None when it did not."""
+        code = self._subscriptions.get(self.topics.filters()[0])
+        return code if code is not None and code >= REFUSED else None
 
     @property
     def stopping(self) -> bool:
@@ -1576,6 +1653,18 @@ class Bridge:
             )
             about = {"topic": item.topic, "reason_code": code, "count": count}
             self._notices.append({"event_type": event_type, "message": message, **about})
+
+    def _tell_subscription(self, topic_filter: str, code: int, now: float) -> None:
+        count = self._limiter.admit(("subscription_refused", topic_filter), now)
+        if count is not None:
+            what = "What is published there is missed"
+            if topic_filter == self.topics.filters()[0]:
+                what = "No command reaches the bridge, so it is not online"
+            elif topic_filter in self._own_topics:
+                what = "Another bridge on this base topic may go unnoticed, and both would send"
+            message = f"The broker refused this subscription. {what}; allow it in its ACL. It is tried again."
+            about = {"topic": topic_filter, "reason_code": code, "count": count}
+            self._notices.append({"event_type": "subscription_refused", "message": message, **about})
 
     def _client_id(self) -> str:
         return self.settings.mqtt.client_id or f"goip-bridge-{self.instance}"
@@ -1652,6 +1741,11 @@ def _link_config(bridge: Bridge, broker: BrokerUrl) -> LinkConfig:
         replayed=(*bridge._own_topics, *bridge.discovery.filters()),
         max_incoming_bytes=2 * commands.MAX_PAYLOAD_BYTES,  # a broker drops what is larger without a word
     )
+
+
+def _may_be_lost(message: Incoming) -> bool:
+    """It was published with QoS 0, and not by the HTTP listener."""
+    return not message.mid and message.connection >= 0
 
 
 def _text(path: Path | None) -> str | None:

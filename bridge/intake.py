@@ -34,6 +34,10 @@ MAX_USSD_WAITING = 5
 MAX_REQUESTS = 20
 MAX_REPEATS = 20
 "Repeats of one command that are answered when it is."
+MAX_REPEATS_BYTES = 4 << 20
+"Of all of them: where they want their result."
+REPEAT_BYTES = 200
+"What each takes besides."
 MAX_EMPTIED = 1000
 SELFTEST_BUSY = "the line sends SMS, has some to send, or pauses; or one of the two lines is being tested"
 SELFTEST_VERDICTS = {
@@ -54,6 +58,7 @@ class Answers:
         self._server = server
         self._waiting: dict[int, dict[tuple[str | None, bytes | None], None]] = {}
         "Repeats that came before their command was answered: where they want their result."
+        self._waiting_bytes = 0
 
     def give(self, batch: Batch, command: CommandRow, code: Code, message: str, data: dict[str, Any]) -> None:
         """Answer an accepted command, and those of its repeats that wait."""
@@ -81,11 +86,14 @@ class Answers:
     def committed(self, batch: Batch) -> None:
         """The answers are on disk; and so are the repeats, in the command they repeat."""
         for n in batch.answered:
-            self._waiting.pop(n, None)
+            self._waiting_bytes -= sum(_size(*repeat) for repeat in self._waiting.pop(n, ()))
         for n, response_topic, correlation in batch.waiting:
-            repeats = self._waiting.setdefault(n, {})
-            if len(repeats) < MAX_REPEATS:
-                repeats[response_topic, correlation] = None  # one answer serves all that want it in the same place
+            repeats, size = self._waiting.setdefault(n, {}), _size(response_topic, correlation)
+            if (response_topic, correlation) in repeats:
+                continue  # one answer serves all that want it in the same place
+            if len(repeats) < MAX_REPEATS and self._waiting_bytes + size <= MAX_REPEATS_BYTES:
+                self._waiting_bytes += size
+                repeats[response_topic, correlation] = None
 
     def answered(self, batch: Batch, command: CommandRow, answer: events.RequestAnswered) -> None:
         """A gateway answered a control command."""
@@ -479,6 +487,10 @@ def receiver_number(command: commands.SelfTest, receiver: Line) -> str | None:
 
 def _is_pool(target: str) -> bool:
     return target == "any" or target.startswith("pool/")
+
+
+def _size(response_topic: str | None, correlation: bytes | None) -> int:
+    return REPEAT_BYTES + len(response_topic or "") + len(correlation or b"")
 
 
 def _textual(correlation: bytes | None) -> str | None:

@@ -94,6 +94,10 @@ class Lease:
         self._challenged = self._doubtful = self._stood_still = False
         self._until = None
 
+    def doubt(self) -> None:
+        """The broker keeps nothing: that nobody was heard of says nothing until there was time for an answer."""
+        self._contested = True
+
     def hear(self, info: bytes, now: float, *, retain: bool) -> bool:
         """What the topic says; true when our own word is to be said again. `retain`: it is from before."""
         try:

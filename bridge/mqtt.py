@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import os
 import random
 import socket
@@ -17,8 +18,9 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple, Protocol
 
 import paho.mqtt.client as paho
@@ -35,14 +37,25 @@ VERSIONS = {V5: "5", V311: "3.1.1"}
 PORTS = {"mqtt": 1883, "mqtts": 8883, "unix": 1883, "ws": 80, "wss": 443}
 MAX_PACKET = 268_435_460  # what MQTT can express
 BATCH = 256  # packets read before other tasks get a turn
+BATCH_BYTES = 1 << 20  # and their payloads
+EARLY, EARLY_BYTES = 1000, 4 << 20  # messages with QoS 0, and bytes, kept until the subscriptions are answered
 WINDOW = 100  # publications in flight: with fewer we wake up more often, with more nothing is gained
 REPEAT_WARNING_S = 60.0
+MOST_WARNED = 100
 QUICK_CLOSES = 3  # docs/contract.md §5: so many in a row are a takeover
+REFUSED = 0x80
+"Reason codes from here on are refusals."
+MUTE_S = 30.0
+"A broker that has acknowledged nothing for so long, although something waits for it, is mute."
 
 UNSUPPORTED_VERSION = 0x84
 TAKEN_OVER = 0x8E
+NO_RETAIN = 0x9A
+NO_QOS = 0x9B
 UNKNOWN = -1  # not the broker's doing
 UNEXPLAINED = {0x00, 0x80}  # closed without a DISCONNECT, or without a reason in it
+UNRELATED = {0x00, 0x89, 0x8B, 0x8D, TAKEN_OVER, 0x98, 0x9C, 0x9D, 0x9F, 0xA0}
+"Reasons of a DISCONNECT that have nothing to do with what was published."
 ADVICE = {
     0x84: "set mqtt.version to auto or 3.1.1",
     0x85: "set another mqtt.client_id",
@@ -52,6 +65,8 @@ ADVICE = {
     0x89: "the broker is overloaded: look into its log",
     0x8A: "the broker has banned this client: look into its configuration",
     0x97: "raise the broker's quota",
+    NO_RETAIN: "allow retained messages in its configuration (mosquitto: retain_available true)",
+    NO_QOS: "allow QoS 1 in its configuration (mosquitto: max_qos 1 or 2): with QoS 0 messages would be lost",
     0x9C: "the broker has moved: change mqtt.url",
     0x9D: "the broker has moved: change mqtt.url",
     0x9F: "the broker limits the rate of connections",
@@ -133,6 +148,9 @@ class LinkConfig:
     "The wait after the first takeover, and the longest."
     stable_s: float = 10.0
     "A connection that ends sooner is suspected to be taken over."
+    mute_s: float = MUTE_S
+    resubscribe_s: tuple[float, float] = (60.0, 3600.0)
+    "A refused subscription is tried again after the first, doubling to the second."
 
     @property
     def address(self) -> str:
@@ -148,9 +166,15 @@ class Handler(Protocol):
     def connected(self, *, session_present: bool, version: str) -> None:
         """Connected and subscribed; always the first call of a connection."""
 
-    def disconnected(self, reason: str) -> bool:
-        """Follows every `connected`; what was not acknowledged is forgotten here. True when the caller knows why: no
-        other client took us over.
+    def subscribed(self, codes: Mapping[str, int | None]) -> None:
+        """What the broker answered to each subscription that is wanted: the QoS it granted; its reason code, 0x80 or
+        above, where it refused; None while the answer is awaited. Follows `connected`, and comes with every change.
+        """
+
+    def disconnected(self, reason: str, *, closed: bool = True) -> bool:
+        """Follows every `connected`; what was not acknowledged is forgotten here. `closed`: the broker ended it, and
+        did not say that this has nothing to do with what was published. True when the connection brought something
+        through that the next one need not repeat: that one may follow soon.
         """
 
     def received(self, messages: list[Incoming]) -> None:
@@ -187,6 +211,10 @@ class MqttLink:
         self._told = False  # the broker said that we were taken over; we did not just guess it
         self._takeovers = 0
         self._warned: dict[str, float] = {}
+        self._mute_before = 0.0  # on the connections since the last PUBACK
+        self._retained_will = True
+        self.trouble = ""
+        "Why the last connection ended, or was not made; empty when that was our wish."
 
     @property
     def connected(self) -> bool:
@@ -203,11 +231,32 @@ class MqttLink:
         """How many more publications can be sent ahead of their acknowledgements."""
         return self._connection.room if self._connection is not None else 0
 
+    @property
+    def mute_s(self) -> float:
+        """For how long the broker has acknowledged no publication, while connected and while one waited for it; over
+        reconnections, until a PUBACK comes.
+        """
+        connection = self._connection
+        if connection is None:
+            return self._mute_before
+        return connection.mute_s + (0.0 if connection.acked else self._mute_before)
+
+    @property
+    def is_mute(self) -> bool:
+        """The broker has acknowledged nothing for too long."""
+        return self.mute_s >= self._config.mute_s
+
+    @property
+    def retains(self) -> bool:
+        """The broker keeps retained messages, as far as it has said."""
+        return self._connection is None or self._connection.retains
+
     async def run(self) -> None:
         """Connect, and again whenever that ends, until `disconnect`. When cancelled, the will goes out."""
         while not self._stopping.is_set():
             self._number += 1
-            connection = _Connection(self._config, self._handler, self._number, self._versions)
+            config = self._config if self._retained_will else _without_retained_will(self._config)
+            connection = _Connection(config, self._handler, self._number, self._versions)
             self._connection = connection
             try:
                 await connection.run()
@@ -239,6 +288,18 @@ class MqttLink:
         if self._connection is not None and self._connection.alive:
             self._connection.listen(on=on)
 
+    def subscribe_again(self) -> None:
+        """Try now what the broker refused to subscribe us to; it is tried again from time to time anyway."""
+        if self._connection is not None and self._connection.alive:
+            self._connection.subscribe_again()
+
+    def pause(self, *, on: bool) -> None:
+        """Read little from the broker, until that is taken back: what was read waits to be worked off. A new connection
+        begins without. A little is read all the same, so that PUBACKs and PINGRESPs behind commands arrive.
+        """
+        if self._connection is not None and self._connection.paused != on:
+            self._connection.pause(on=on)
+
     async def disconnect(self, *, clean: bool = True) -> None:
         """Send what was published and a DISCONNECT, so that no will is published; then `run` returns.
 
@@ -253,32 +314,49 @@ class MqttLink:
 
     def _after(self, connection: "_Connection") -> float:
         """Tell what ended, and how long to wait before the next connection."""
+        self.trouble = "" if self._stopping.is_set() else connection.reason
+        self._mute_before = connection.mute_s + (0.0 if connection.acked else self._mute_before)
         if self._stopping.is_set():
             log.info("disconnected from %s", self._config.address)
             if connection.ready:
-                self._handler.disconnected("by us")
+                self._handler.disconnected("by us", closed=False)
             return 0.0
         if self._versions.ended(connection):
             return 0.0  # try the other version at once
-        self._warn(f"{self._config.address}: {connection.reason}")
-        explained = connection.ready and self._handler.disconnected(connection.reason)
-        if self._taken_over(connection, explained):
+        if connection.code == NO_RETAIN and connection.age is None and self._retained_will:
+            self._retained_will = False
+            return 0.0
+        if connection.age is not None:
+            self._retained_will = connection.retains
+        reason = connection.reason
+        if connection.unanswered and self._versions.will_refused:
+            reason += (
+                ", at a CONNECT with our will, and accepts one without: it must allow retained messages (mosquitto: "
+                "retain_available true) and QoS 1 (max_qos 1 or 2)"
+            )
+            self.trouble = reason
+        self._warn(f"{self._config.address}: {reason}")
+        progress = connection.ready and self._handler.disconnected(connection.reason, closed=connection.closed)
+        if self._taken_over(connection, progress):
             return self._takeover_wait()
         low, high = self._config.backoff_s
         ceiling = min(high, low * 2.0 ** min(self._attempts, 30))
         self._attempts += 1
         return random.uniform(0, ceiling)  # full jitter: bridges must not come back in step
 
-    def _taken_over(self, connection: "_Connection", explained: bool) -> bool:
-        """Brokers don't always say it: some close the connection soon after CONNACK, each time."""
+    def _taken_over(self, connection: "_Connection", progress: bool) -> bool:
+        """Brokers don't always say it: some close the connection soon after CONNACK, each time. What ends otherwise,
+        or over something that was not answered, is no sign of another client, and none of its absence.
+        """
         if connection.age is None:
             self._quick_closes = 0
             return False
-        if connection.age >= self._config.stable_s:
-            self._attempts = self._quick_closes = 0
-        elif explained:
+        lasted = connection.age >= self._config.stable_s
+        if progress or (lasted and not connection.mute):
+            self._attempts = 0
+        if lasted:
             self._quick_closes = 0
-        elif connection.code in UNEXPLAINED:
+        elif connection.hung_up:
             self._quick_closes += 1
         if connection.age > self._config.takeover_s[1]:
             self._takeovers = 0  # it outlived the other's longest wait: the duel is over
@@ -302,6 +380,8 @@ class MqttLink:
         now = asyncio.get_running_loop().time()
         repeated = now - self._warned.get(text, -REPEAT_WARNING_S) < REPEAT_WARNING_S
         if not repeated:
+            if len(self._warned) >= MOST_WARNED:
+                self._warned.clear()
             self._warned[text] = now
         log.log(logging.DEBUG if repeated else logging.WARNING, "%s", text)
 
@@ -317,6 +397,9 @@ class _Versions:
         self.protocol = V311 if configured == "3.1.1" else V5
         self.probing = False
         "The next connection only asks whether 3.1.1 is accepted."
+        self.will_refused = False
+        "3.1.1 can't say it: a connection with our will is closed without a word, and one without is accepted."
+        self._will_accepted = False
         self._auto = configured == "auto"
         self._five_accepted = False
         self._older_accepted = False
@@ -324,7 +407,7 @@ class _Versions:
     def ended(self, connection: "_Connection") -> bool:
         """Learn from a connection; True when the next should follow at once."""
         if not self._auto:
-            return False
+            return self.protocol == V311 and self._older_ended(connection)
         if self.probing:
             self.probing, self.protocol = False, V5
             self._older_accepted = connection.age is not None
@@ -336,6 +419,19 @@ class _Versions:
             return self._fall_back()
         if connection.unanswered and not self._five_accepted:
             self.probing, self.protocol = True, V311
+        return False
+
+    def _older_ended(self, connection: "_Connection") -> bool:
+        """Is it the will that a broker with 3.1.1 does not answer? Asked once; the next with our will says so."""
+        if self.probing:
+            self.probing, self._older_accepted = False, connection.age is not None
+            return self._older_accepted
+        if connection.age is not None:
+            self._will_accepted, self.will_refused = True, False
+        elif connection.unanswered and self._older_accepted:
+            self.will_refused, self._older_accepted = True, False
+        elif connection.unanswered and not self._will_accepted and not self.will_refused:
+            self.probing = True
         return False
 
     def _fall_back(self) -> bool:
@@ -360,6 +456,16 @@ class _Connection:
         "Reason code of the refusal or the end."
         self.unanswered = False
         "Connected, but no CONNACK came, not even a refusal."
+        self.closed = False
+        "The broker ended it, perhaps over something that was published."
+        self.closed_cleanly = False
+        "The broker ended it without a reason, and the network had no part in it."
+        self.acked = 0
+        "PUBACKs."
+        self.mute = False
+        "We ended it, since the broker acknowledged nothing."
+        self.retains = True
+        self.paused = False
         self._config = config
         self._handler = handler
         self._probe = versions.probing
@@ -368,7 +474,19 @@ class _Connection:
         self._accepted_at: float | None = None
         self._ended_at: float | None = None
         self._session_present = False
-        self._granted: list[int] | None = None
+        self._codes: dict[str, int | None] = {}
+        "What the broker answered to each subscription that is wanted."
+        self._asked: dict[int, tuple[str, ...]] = {}
+        "Subscriptions without an answer, by packet id."
+        self._asked_at = 0.0
+        self._subacked = False
+        self._subscribe_at = math.inf
+        "When what was refused is tried again."
+        self._subscribe_delay = config.resubscribe_s[0]
+        self._awaiting_since: float | None = None
+        "Of the PUBACKs that are awaited, the last before them, or the first PUBLISH."
+        self._bytes_in = 0
+        self._early_drops = 0
         self._window = config.window
         self._in_flight = 0
         self._max_packet = MAX_PACKET
@@ -397,6 +515,20 @@ class _Connection:
     def room(self) -> int:
         return self._window - self._in_flight if self.alive else 0
 
+    @property
+    def mute_s(self) -> float:
+        """For how long no PUBACK came while one was awaited."""
+        since = self._awaiting_since
+        return 0.0 if since is None else max(0.0, (self._ended_at or self._loop.time()) - since)
+
+    @property
+    def hung_up(self) -> bool:
+        """The broker closed it without a reason, and owed us no answer: so it was not over something that we sent, and
+        no network had failed before.
+        """
+        owed = self._in_flight or self._asked or self._client._ping_t
+        return self.closed_cleanly and not owed
+
     async def run(self) -> None:
         """Connect and live until the end; raises only what the handler raised."""
         try:
@@ -406,10 +538,32 @@ class _Connection:
         deadline = self._loop.time() + self._config.connect_timeout_s
         while not self._ended.done():
             await asyncio.wait((self._ended,), timeout=1.0)
+            if self._fd >= 0:
+                self._step(self._read)  # what waits in the socket counts, however late we are; also while paused
             self._step(self._client.loop_misc)  # pings, and finds a dead connection
             if not self.ready and self._loop.time() >= deadline:
                 self._finish(f"no {'CONNACK' if self.age is None else 'SUBACK'} from the broker")
+            elif self.alive:
+                self._mind_the_broker()
         self._ended.result()
+
+    def _mind_the_broker(self) -> None:
+        """Regularly: is what we wait for still to come?"""
+        now = self._loop.time()
+        if self.paused:  # its answers may be behind what we don't read
+            self._awaiting_since = None if self._awaiting_since is None else now
+            self._asked_at = now
+            self._client._ping_t = 0
+        elif self.mute_s >= self._config.mute_s:
+            self.mute = True
+            self._finish(
+                f"the broker has acknowledged nothing for {self._config.mute_s:.0f} s, while publications wait for it; "
+                "look into its log"
+            )
+        elif self._asked and now - self._asked_at >= self._config.mute_s:
+            self._finish("no SUBACK from the broker")
+        elif now >= self._subscribe_at:
+            self.subscribe_again()
 
     def publish(self, publication: Publication) -> int | None:
         if not self.room:
@@ -420,7 +574,8 @@ class _Connection:
             size += len(properties.packed) if properties else 0
             if size > self._max_packet:
                 raise UnsendableError(f"{size} bytes, and the broker takes {self._max_packet}")
-            info = self._client.publish(publication.topic, publication.payload, 1, publication.retain, properties)
+            retain = publication.retain and self.retains
+            info = self._client.publish(publication.topic, publication.payload, 1, retain, properties)
         except ValueError as error:
             raise UnsendableError(str(error)) from None
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -428,6 +583,8 @@ class _Connection:
         self._in_flight += 1
         if self._tracked is None:
             self._tracked = info.mid, self._loop.time()
+        if self._awaiting_since is None:
+            self._awaiting_since = self._loop.time()
         log.debug("> %s (%d bytes)", publication.topic, len(publication.payload))
         return self.number << 16 | info.mid
 
@@ -441,9 +598,26 @@ class _Connection:
 
     def listen(self, *, on: bool) -> None:
         if on:
-            self._subscribe(())
+            self._subscribe(self._config.subscriptions)
         else:
             self._client.unsubscribe(list(self._config.subscriptions))
+            for topic_filter in self._config.subscriptions:
+                self._codes.pop(topic_filter, None)
+        self._handler.subscribed(dict(self._codes))
+
+    def subscribe_again(self) -> None:
+        self._subscribe_at = math.inf
+        if refused := [each for each, code in self._codes.items() if code is not None and code >= REFUSED]:
+            self._subscribe(refused)
+            self._handler.subscribed(dict(self._codes))
+
+    def pause(self, *, on: bool) -> None:
+        self.paused = on
+        if self._fd >= 0 and on:
+            self._loop.remove_reader(self._fd)
+        elif self._fd >= 0:
+            self._loop.add_reader(self._fd, self._on_readable)
+            self._loop.call_soon(self._on_readable)  # the selector doesn't see what was read in part
 
     async def disconnect(self) -> None:
         """Returns when the broker has closed its side too, or after a while."""
@@ -494,6 +668,7 @@ class _Connection:
             client.will_set(config.will.topic, config.will.payload, 1, config.will.retain, will_properties)
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_unsubscribe
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_disconnect = self._on_disconnect
@@ -548,7 +723,8 @@ class _Connection:
     # -- the event loop's side
 
     def _on_readable(self) -> None:
-        self._step(self._read)
+        if not self.paused:
+            self._step(self._read)
 
     def _on_writable(self) -> None:
         self._step(self._write)
@@ -558,11 +734,16 @@ class _Connection:
     def _write(self) -> None:
         self._client.join_packets()
         self._client.loop_write()
+        if self._client.broken and self._fd >= 0:
+            self._read()  # what the broker said before it closed
+            if self._fd >= 0:
+                self.closed = True
+                self._end(f"connection ended: {self._client.broken}", REFUSED)
 
     def _read(self) -> None:
         """Read until nothing comes: one call of loop_read may read only one packet."""
-        enough = len(self._received) + len(self._acks) + BATCH
-        while len(self._received) + len(self._acks) < enough:
+        enough, full = len(self._received) + len(self._acks) + BATCH, self._bytes_in + BATCH_BYTES
+        while len(self._received) + len(self._acks) < enough and self._bytes_in < full:
             before = len(self._received) + len(self._acks)
             self._client.loop_read()
             progress = len(self._received) + len(self._acks) > before
@@ -586,10 +767,11 @@ class _Connection:
                 self._ended.set_exception(error)
 
     def _deliver(self) -> None:
-        if self._granted is not None and not self.ready:
-            self._become_ready(self._granted)
         if self._ended_at is not None:
             self._received.clear()  # whoever is connected now, or serves instead of us, has them again
+        if self._subacked:
+            self._subacked = False
+            self._tell_subscriptions()
         if self._received and self.ready:  # before the PUBACKs: what the broker had before ours came before them
             messages, self._received = self._received, []
             self._handler.received(messages)
@@ -606,14 +788,26 @@ class _Connection:
     def _filters(self) -> tuple[str, ...]:
         return (*self._config.subscriptions, *self._config.replayed)
 
-    def _become_ready(self, granted: list[int]) -> None:
-        for topic_filter, code in zip(self._filters, granted, strict=False):
-            if code >= 0x80:
-                log.error("the broker refused the subscription to %s (%#x): allow it in its ACL", topic_filter, code)
+    def _become_ready(self) -> None:
         self.ready = True
         version, session = VERSIONS[self.protocol], "resumed" if self._session_present else "new"
         log.info("connected to %s (MQTT %s, %s session)", self._config.address, version, session)
+        if not self.retains:
+            log.warning(
+                "%s keeps no retained messages: states reach only those who are subscribed when they change, and who "
+                "comes later sees none; %s",
+                self._config.address,
+                ADVICE[NO_RETAIN],
+            )
+        if self._early_drops:
+            log.warning("%d messages with QoS 0 came before there was room for them; dropped", self._early_drops)
         self._handler.connected(session_present=self._session_present, version=version)
+
+    def _tell_subscriptions(self) -> None:
+        """All at once with the first SUBACK; later ones are answers to what was refused, or given up meanwhile."""
+        if not self.ready:
+            self._become_ready()
+        self._handler.subscribed(dict(self._codes))
 
     def _finish(self, reason: str) -> None:
         self._end(reason)
@@ -640,32 +834,63 @@ class _Connection:
         # paho 2.1 ignores the server's keepalive; 2.2 takes it even when it is none, and would never find a dead link.
         ours = self._config.keepalive_s
         self._client._keepalive = min(ours, getattr(properties, "ServerKeepAlive", ours) or ours)
+        self.retains = bool(getattr(properties, "RetainAvailable", 1))
         if self._probe:
             self._client.disconnect()
+        elif getattr(properties, "MaximumQoS", 2) == 0:
+            self._end(f"the broker takes only QoS 0: {ADVICE[NO_QOS]}", NO_QOS)
         elif not self._filters:
-            self._granted = []
+            self._subacked = True
         else:
-            self._subscribe(self._config.replayed)
+            self._subscribe(self._filters)
 
-    def _subscribe(self, replayed: Iterable[str]) -> None:
+    def _subscribe(self, filters: Iterable[str]) -> None:
+        wanted = tuple(filters)
+        commands = set(self._config.subscriptions)
         if self.protocol == V5:
             always = SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True, retainHandling=1)
             present = SubscribeOptions(qos=0, noLocal=True, retainAsPublished=False, retainHandling=0)
-            commands = [(each, always) for each in self._config.subscriptions]
-            self._client.subscribe([*commands, *((each, present) for each in replayed)])
+            _, mid = self._client.subscribe([(each, always if each in commands else present) for each in wanted])
         else:
-            self._client.subscribe(
-                [*((each, 1) for each in self._config.subscriptions), *((each, 0) for each in replayed)]
-            )
+            _, mid = self._client.subscribe([(each, int(each in commands)) for each in wanted])
+        if mid is None:
+            return  # the connection has just ended
+        self._asked[mid], self._asked_at = wanted, self._loop.time()
+        self._codes |= dict.fromkeys(wanted)
 
-    def _on_subscribe(self, _c: Any, _u: Any, _mid: int, reasons: list[ReasonCode], _p: Any) -> None:
-        self._granted = [reason.value for reason in reasons]
+    def _on_subscribe(self, _c: Any, _u: Any, mid: int, reasons: list[ReasonCode], _p: Any) -> None:
+        asked = self._asked.pop(mid, ())
+        for topic_filter, reason in zip_longest(asked, reasons[: len(asked)]):
+            if topic_filter in self._codes:  # else it was given up meanwhile
+                self._codes[topic_filter] = REFUSED if reason is None else reason.value
+        refused = {each: code for each, code in self._codes.items() if code is not None and code >= REFUSED}
+        for topic_filter in set(asked) & set(refused):
+            log.error(
+                "the broker refused the subscription to %s (%#x): allow it in its ACL",
+                topic_filter,
+                refused[topic_filter],
+            )
+        if any(self._codes.get(each) == 0 for each in self._config.subscriptions if each in asked):
+            log.warning("the broker grants only QoS 0 for commands: what is published while we are away is lost")
+        first, longest = self._config.resubscribe_s
+        if not refused:
+            self._subscribe_at, self._subscribe_delay = math.inf, first
+        elif not self._asked:
+            self._subscribe_at = self._loop.time() + self._subscribe_delay
+            self._subscribe_delay = min(2 * self._subscribe_delay, longest)
+        self._subacked = True
+
+    def _on_unsubscribe(self, _c: Any, _u: Any, _mid: int, reasons: list[ReasonCode], _p: Any) -> None:
+        if refused := [reason for reason in reasons if reason.is_failure]:
+            log.warning("the broker refuses to end the subscription to commands: %s", refused[0])
 
     def _on_publish(self, _c: Any, _u: Any, mid: int, reason: ReasonCode, _p: Any) -> None:
         self._in_flight -= 1
         if self._tracked is not None and self._tracked[0] == mid:
             self._note_proof(self._tracked[1])
             self._tracked = None
+        self.acked += 1
+        self._awaiting_since = self._loop.time() if self._in_flight else None
         self._acks.append((self.number << 16 | mid, reason.value))
 
     def _on_pong(self, sent_at: float) -> None:
@@ -682,6 +907,11 @@ class _Connection:
             self._client.ack(message.mid, message.qos)
             return
         log.debug("< %s (%d bytes)", topic, len(message.payload))
+        full = len(self._received) >= EARLY or self._bytes_in >= EARLY_BYTES
+        if full and not self.ready and not message.qos:
+            self._early_drops += 1
+            return
+        self._bytes_in += len(message.payload)
         self._received.append(
             Incoming(
                 topic=topic,
@@ -708,8 +938,12 @@ class _Connection:
             if packet := self._client._in_packet["packet"]:  # paho 2.1 overlooks a reason without properties
                 reason = ReasonCode(PacketTypes.DISCONNECT, identifier=packet[0])
             detail = f"{reason}, says the broker"
+            self.closed = reason.value not in UNRELATED
+            self.closed_cleanly = reason.value in UNEXPLAINED
         elif reason.value == 0x80:
-            detail = self._client.last_error or "closed by the broker"
+            detail = self._client.broken or self._client.last_error or "closed by the broker"
+            self.closed = bool(self._client.hung_up or self._client.broken)
+            self.closed_cleanly = self._client.hung_up and not self._client.broken
         self._end(f"connection ended: {detail}", reason.value)
 
 
@@ -724,6 +958,10 @@ class _Client(paho.Client):
         self.pings: deque[float] = deque()
         "When the PINGREQs left that are not answered."
         self.on_pong: Callable[[float], None] = lambda _: None
+        self.broken = ""
+        "How the other side broke the connection: what it said before may still be read."
+        self.hung_up = False
+        "The end of what it said was read."
         self._unread = b""
         self._at = 0
 
@@ -744,7 +982,12 @@ class _Client(paho.Client):
     def _sock_recv(self, bufsize: int) -> bytes:
         at = self._at
         if at == len(self._unread):
-            self._unread = super()._sock_recv(65536)
+            try:
+                self._unread = super()._sock_recv(65536)
+            except (ConnectionResetError, BrokenPipeError) as error:
+                self.broken = str(error)
+                raise
+            self.hung_up = not self._unread
             at = 0
         self._at = at + bufsize
         taken = self._unread[at : self._at]
@@ -752,7 +995,13 @@ class _Client(paho.Client):
         return taken
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
-        sent = super()._sock_send(buf)
+        if self.broken:
+            raise BlockingIOError
+        try:
+            sent = super()._sock_send(buf)
+        except (ConnectionResetError, BrokenPipeError) as error:
+            self.broken = str(error)
+            raise BlockingIOError from None
         if not sent and buf:  # the websocket keeps the rest, and wants the same packet again
             raise BlockingIOError
         return sent
@@ -837,6 +1086,10 @@ def _publish_properties(publication: Publication) -> _Packed:
 def _common_properties(expiry_s: int | None, schema: str | None, content_type: str) -> _Packed:
     common = Publication("", b"", expiry_s=expiry_s, schema=schema, content_type=content_type)
     return _Packed(_properties(PacketTypes.PUBLISH, common))
+
+
+def _without_retained_will(config: LinkConfig) -> LinkConfig:
+    return config if config.will is None else replace(config, will=config.will._replace(retain=False))
 
 
 def tls_context(config: LinkConfig) -> ssl.SSLContext:

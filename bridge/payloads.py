@@ -45,6 +45,7 @@ BridgeEventType = Literal[
     "retained_command",
     "publish_refused",
     "no_subscriber",
+    "subscription_refused",
 ]
 Problem = Literal["gsm_logout", "module_disabled", "password_refused", "paused", "tripped"]
 
@@ -467,6 +468,8 @@ class MqttHealth:
     refused: int
     "Messages the broker refused; they are tried again."
     reconnects: int
+    mute_s: float
+    "Seconds, while connected, in which the broker acknowledged nothing of what waits for it; also over reconnections."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,11 @@ connection everything unacknowledged is sent again, with the same id.
 
 Some brokers refuse by closing the connection: on MQTT 3.1.1 all of them what is too large, some what their ACL forbids.
 `Suspicion` finds such a publication, and it is held, so that it does not close every connection before the others are
-through.
+through. Others close for reasons of their own, however often: then every connection carries on where the last one was
+cut off.
 """
 
+import enum
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -32,6 +34,12 @@ PARK_S = (60.0, 3600.0)
 "A refused publication is tried again after the first, doubling to the second."
 HELD_S = (60.0, 86400.0)
 "The same for what made the broker close the connection: an attempt costs all others their connection."
+CUTS = 2
+"""So many connections in a row that the broker closed before everything was through: it closes for reasons of its own,
+and states that it has just taken no longer go before the rest."""
+LASTING, LASTING_S = 100, 60.0
+"A connection on which the broker has acknowledged so many publications, or that is so old, is not cut short."
+MOST_EXTRA_ENDS = 8
 ALONE_S = 30.0
 "So long others wait for the acknowledgement of what is sent alone: a broker may never say anything."
 
@@ -65,37 +73,97 @@ class Parked:
     retry_at: float
 
 
+class Verdict(enum.Enum):
+    """What the end of a connection says about the only publication in flight."""
+
+    SUSPECT = "it may have been this one: it is tried again when everything else is through"
+    GUILTY = "the broker closes the connection when this is published"
+
+
+@dataclass(slots=True)
+class _Trial:
+    """What speaks against a publication: it was alone in flight when the broker closed."""
+
+    ends: int
+    "So many connections."
+    position: int
+    "The earliest place among the publications of a connection at which that happened."
+    survived: int = 0
+    "The most publications that the broker took on one connection since then."
+
+
 class Suspicion:
-    """Which publication made the broker close the connection.
+    """Which publication makes the broker close the connection, if any does.
 
     Brokers acknowledge in order, so it should be the first of those in flight. That one is sent alone on the next
-    connection: an acknowledgement clears it, another end convicts it. When it was cleared and the connection ends all
-    the same, acknowledgements are lost on their way: then all that were in flight are sent alone. So the verdict comes
-    with the second or third end; the link would call the third a takeover (`mqtt.QUICK_CLOSES`). A broker or a network
-    that dies at any moment seldom does so twice in a row over the same publication, the second time alone in flight.
+    connection, before the others; an acknowledgement clears it. When it was cleared and the connection ends all the
+    same, acknowledgements are lost on their way: then all that were in flight are sent alone. If it ends that
+    connection, it is tried again when everything else is through. It is guilty when it ends that one too, and the
+    broker took others meanwhile in the place where it had closed over this one: else it may close at every tenth
+    publication, at every first, or at any moment. Each suspect that was cleared shows that the broker does so, and that
+    one end more has to be seen.
     """
 
     def __init__(self) -> None:
         self.alone: set[Key] = set()
         "What is sent with nothing else in flight."
+        self.first: Key | None = None
+        "What is sent before everything else."
         self._doubtful: set[Key] = set()
         "In flight when a connection ended, and not acknowledged since."
+        self._trials: dict[Key, _Trial] = {}
+        self._cleared = 0
+        self._taken = 0
+        "Publications that the broker acknowledged on this connection."
 
-    def ended(self, in_flight: list[Key]) -> bool:
-        """A connection ended; true when that was the doing of the only publication in flight."""
+    def connected(self) -> None:
+        """A new connection."""
+        self._taken = 0
+
+    def ended(self, in_flight: list[Key]) -> Verdict | None:
+        """The broker closed the connection; the verdict is about the only publication in flight."""
         if not in_flight:
-            return False
-        if len(in_flight) == 1 and in_flight[0] in self._doubtful:
-            self.clear(in_flight[0])
-            return True
-        self.alone = {*self._doubtful, *in_flight} if self._doubtful else {in_flight[0]}
-        self._doubtful.update(in_flight)
-        return False
+            return None
+        key = in_flight[0]
+        if len(in_flight) > 1 or (key != self.first and key not in self._trials):
+            self.alone = {*self._doubtful, *in_flight} if self._doubtful else {key}
+            self.first = key
+            self._doubtful.update(in_flight)
+            return None
+        self._forget(key)
+        trial = self._trials.setdefault(key, _Trial(0, self._taken + 1))
+        trial.ends += 1
+        if trial.ends >= 2 + min(self._cleared, MOST_EXTRA_ENDS) and trial.survived >= trial.position:
+            del self._trials[key]
+            self._cleared = 0
+            return Verdict.GUILTY
+        trial.position = min(trial.position, self._taken + 1)
+        return Verdict.SUSPECT
 
-    def clear(self, key: Key) -> None:
-        """No longer suspect this one."""
+    def acknowledged(self, key: Key) -> None:
+        """The broker bears this one, and has not closed the connection yet."""
+        self._taken += 1
+        if key in self._trials or key == self.first:
+            self._cleared += 1
+        self.acquit(key)
+        for trial in self._trials.values():
+            trial.survived = max(trial.survived, self._taken)
+
+    def acquit(self, key: Key) -> None:
+        """Suspect this one no more."""
+        self._trials.pop(key, None)
+        self._forget(key)
+
+    def relieve(self) -> None:
+        """All is well: what the broker did is past."""
+        if not self._trials and not self._doubtful:
+            self._cleared = 0
+
+    def _forget(self, key: Key) -> None:
         self.alone.discard(key)
         self._doubtful.discard(key)
+        if self.first == key:
+            self.first = None
 
 
 class Publisher:
@@ -113,6 +181,9 @@ class Publisher:
         self._base = f"{topics.base}/"
         self._birth = RetainedState(topics.bridge("availability"), b"online", None, None)
         self._born = False
+        self._hearing: bool | None = True
+        "Whether commands reach us; None while that is not known."
+        self._leaving = False
         self._only: Collection[str] | None = None
         "The retained topics that may be published; None is all."
         self._facts: deque[OutboxRow] = deque()
@@ -133,9 +204,11 @@ class Publisher:
         self._alone_until = 0.0
         "Until then nothing is sent beside what is in flight; 0 when that is not to be alone."
         self._held: dict[str, Item] = {}
-        "By topic, what made the broker close the connection; the next to be tried first."
+        "By topic, what may make the broker close the connection; the next to be tried first."
+        self._accused: set[str] = set()
+        "Of these topics, those where it does. The others are tried as soon as there is nothing else to do."
         self._untried: set[str] = set()
-        "Of these topics, those where it was not tried again: it may be innocent."
+        "Of the accused, those that were not tried again since."
         self._left_out: int | None = None
         "The first fact of the outbox that is neither in memory nor done: it is like one that is held, or was refused."
         self._left_out_until = 0.0
@@ -144,6 +217,17 @@ class Publisher:
         self._try_delay = 0.0
         self._done: list[int] = []
         self._turn = 0
+        self.progressed = False
+        "The connection brought something through that the next one need not repeat."
+        self._cuts = 0
+        "Connections in a row that the broker closed before everything was through."
+        self._acked_here = 0
+        "Publications that were acknowledged on this connection."
+        self._settled: set[str] = set()
+        "States that the broker took on these connections."
+        self._later_at: float | None = None
+        self._later: dict[str, None] = {}
+        "Of these, what is to be said again when the connection lasts."
 
     # -- what is to be published
 
@@ -188,6 +272,7 @@ class Publisher:
         self._states.pop(topic, None)
         self._to_send.pop(topic, None)
         self._documents.pop(topic, None)
+        self._later.pop(topic, None)
         self._parked.pop(topic, None)
         self._delays.pop(topic, None)
 
@@ -198,30 +283,45 @@ class Publisher:
 
     def is_refused(self, topic: str) -> bool:
         """The broker refused what a retained topic says."""
-        return topic in self._parked or topic in self._held
+        return topic in self._parked or topic in self._accused
 
     # -- the link's events
 
     def connected(self) -> None:
         """Everything not acknowledged, and every state, is to be sent on this connection."""
         self._born = False
+        self.progressed, self._acked_here = False, 0
+        self._suspicion.connected()
         self._take_in()
         self._unpark(list(self._parked))
-        self.refresh(self._base)
+        if self._cuts < CUTS:
+            self._settled.clear()
+        self._later_at = None
+        self._later = {topic: None for topic in self._states if topic in self._settled and topic not in self._to_send}
+        self._to_send.update((t, None) for t in self._states if t.startswith(self._base) and t not in self._later)
 
-    def disconnected(self, now: float) -> Item | None:
-        """What was in flight is to be sent again, but the publication for which the broker closed the connection; which
-        is returned.
+    def disconnected(self, now: float, *, closed: bool = True) -> Item | None:
+        """What was in flight is to be sent again, but not the publication over which the broker closes connections;
+        that one is returned. `closed`: the broker ended this one.
         """
+        self._cuts = self._cuts + 1 if closed and not self._is_through else 0
         items = list(self._in_flight.values())
         self._in_flight.clear()
         self._documents_in_flight = 0
         closer = None
-        if (len(items) == 1 and self._is_held(items[0])) or self._suspicion.ended([_key(item) for item in items]):
+        if closed and len(items) == 1 and items[0].topic in self._accused and self._is_held(items[0]):
             closer = items.pop()
-            self._hold(closer, now)
+        elif closed and (verdict := self._suspicion.ended([_key(item) for item in items])) is not None:
+            suspect = items.pop()
+            if verdict is Verdict.GUILTY:
+                closer = suspect
+            else:
+                self._defer(suspect)
         else:
             self._try_held(now)  # when that was a restart, the broker may have another configuration
+        if closer is not None:
+            self._hold(closer, now)
+        items = [item for item in items if self._held.get(item.topic) is not item]
         self._facts.extendleft(sorted((item for item in items if isinstance(item, OutboxRow)), key=lambda row: -row.n))
         self._queue_first(self._states[item.topic] for item in items if item.topic in self._states)
         return closer
@@ -233,7 +333,11 @@ class Publisher:
             item = self._in_flight.pop(token, None)
             if item is None:
                 continue
-            self._answered(item)
+            self._suspicion.acknowledged(_key(item))
+            self._bears(item)
+            self._acked_here += 1
+            if self._acked_here == LASTING:
+                self._say_later()
             if isinstance(item, RetainedState):
                 self._documents_in_flight -= item.document
             if code >= REFUSED and not self._is_courtesy(item):
@@ -245,17 +349,33 @@ class Publisher:
             if isinstance(item, RetainedState) and item.document:
                 self.accepted.add(item.topic)
             if isinstance(item, OutboxRow):
+                self.progressed = True
                 self._done.append(item.n)
                 if self._delays.pop(item.n, None) is not None and not self._parked_facts:
                     self._take_in()  # nothing is refused any more
                 if code == NO_SUBSCRIBER and item.schema not in ("result", "bridge_event"):
                     notable.append((item, code))
                 continue
+            self._settle(item)
             self._delays.pop(item.topic, None)
             self._parked.pop(item.topic, None)  # an earlier value was refused
             if not item.body and self._states.get(item.topic) is item and item.topic not in self._to_send:
                 del self._states[item.topic]
+        if self._cuts and self._is_through:
+            self._cuts = 0
+            self._suspicion.relieve()
         return notable
+
+    def _say_later(self) -> None:
+        """The connection lasts."""
+        self._to_send.update(self._later)
+        self._later = {}
+
+    def _settle(self, state: RetainedState) -> None:
+        """The broker has what a topic says now. After so many connections that were cut short it is not asked again."""
+        if self._states.get(state.topic) is state and state.topic not in self._settled:
+            self._settled.add(state.topic)
+            self.progressed = self.progressed or self._cuts >= CUTS - 1
 
     def retry_parked(self, now: float | None = None) -> None:
         """Try refused publications again: those that are due, or all."""
@@ -289,18 +409,32 @@ class Publisher:
 
     def waits(self, topic: str) -> bool:
         """What a retained topic says is still to be published, or acknowledged."""
-        return topic in self._to_send or any(item.topic == topic for item in self._in_flight.values())
+        return self._is_to_send(topic) or any(item.topic == topic for item in self._in_flight.values())
 
     def say_online_again(self) -> None:
         """Somebody else said that the bridge is offline."""
-        self._born = False
+        if self._birth.body == b"online":
+            self._born = False
+
+    def set_hearing(self, hearing: bool | None) -> None:
+        """Whether commands reach us: then `online` is said, else `offline`, and neither while that is not known."""
+        self._hearing = hearing
+        if hearing is not None and not self._leaving:
+            self._say_birth(b"online" if hearing else b"offline")
 
     def say_goodbye(self) -> None:
         """From now on the bridge is offline; said after all states, as the birth message was, and without documents."""
         self._documents.clear()
-        self._let_go(self._birth.topic)
-        self._birth = RetainedState(self._birth.topic, b"offline", None, None)
+        self._leaving = True
         self._born = False
+        self._say_birth(b"offline")
+
+    def _say_birth(self, word: bytes) -> None:
+        if self._birth.body != word:
+            self._let_go(self._birth.topic)
+            self._parked.pop(self._birth.topic, None)
+            self._birth = RetainedState(self._birth.topic, word, None, None)
+            self._born = False
 
     # -- towards the link
 
@@ -310,13 +444,19 @@ class Publisher:
         unsendable: list[tuple[Item, int]] = []
         if link is None or not link.connected:
             return unsendable
+        if self._later and self._later_at is None:
+            self._later_at = now + LASTING_S
+        elif self._later_at is not None and now >= self._later_at:
+            self._later_at = None
+            self._say_later()
         wall = self._clock()
         room = link.room
         while room > 0 and (item := self._next(now)) is not None:
             try:
                 token = link.publish(self._publication(item, wall))
             except UnsendableError:
-                self._answered(item)
+                self._suspicion.acquit(_key(item))
+                self._bears(item)
                 if self._is_courtesy(item):
                     self._done.append(item.n)
                 else:
@@ -368,21 +508,39 @@ class Publisher:
 
     @property
     def said_goodbye(self) -> bool:
-        """The broker has acknowledged the last birth message, which was a farewell."""
-        return self._born and self._birth not in self._in_flight.values()
+        """The broker has acknowledged the farewell."""
+        return self._leaving and self._said_birth
 
     @property
     def said_online(self) -> bool:
         """The broker has acknowledged `online` on this connection."""
-        return self._birth.body == b"online" and self._born and self._birth not in self._in_flight.values()
+        return self._birth.body == b"online" and self._said_birth
+
+    @property
+    def _is_through(self) -> bool:
+        """All has been said; but what the broker closes connections over."""
+        return self.idle and not self._later and self._held.keys() <= self._accused
+
+    @property
+    def _is_unborn(self) -> bool:
+        """The birth message is to be said, and it is known how."""
+        return not self._born and (self._hearing is not None or self._leaving)
+
+    @property
+    def _said_birth(self) -> bool:
+        topic = self._birth.topic
+        waits = topic in self._parked or topic in self._held or self._birth in self._in_flight.values()
+        return self._born and not waits
 
     @property
     def idle(self) -> bool:
         """Nothing is in flight and nothing waits that could be sent now."""
-        states = self._only is None and (self._to_send or not self._born)
+        states = self._only is None and (self._to_send or self._is_unborn)
         return not (states or self._in_flight or self._facts or self._more)
 
     def _queue(self, state: RetainedState) -> None:
+        self._later.pop(state.topic, None)
+        self._settled.discard(state.topic)
         mine, other = (self._documents, self._to_send) if state.document else (self._to_send, self._documents)
         mine[state.topic] = None
         other.pop(state.topic, None)
@@ -414,26 +572,53 @@ class Publisher:
         is left goes to documents.
         """
         if self._only is not None:
-            return self._choose_state(self._only) or (self._facts.popleft() if self._has_facts() else None)
+            state = self._choose_state(self._only) or self._choose_suspect(self._only)
+            return state or (self._facts.popleft() if self._has_facts() else None)
+        if (suspect := self._choose_suspect(None)) is not None:
+            return suspect
         self._turn += 1
         if self._born and self._turn % DOCUMENTS_TURN == 0 and (document := self._next_document()) is not None:
             return document
-        if self._to_send and (not self._born or self._turn % 4 == 0 or not self._has_facts()):
+        ours = self._turn % 4 == 0 or not self._has_facts()  # the turn of states, if facts don't wait for all of them
+        ours = ours or not (self._born or self._cuts >= CUTS)
+        if self._to_send and ours:
             topic = next(iter(self._to_send))
             del self._to_send[topic]
             return self._states[topic]
-        if not self._born:
-            if self._in_flight:
-                return None  # `online` only when every retained state is in place
+        if self._is_unborn and ours:
+            states = any(isinstance(item, RetainedState) for item in self._in_flight.values())
+            if states or (self._in_flight and self._leaving):
+                return None  # `online` only when every retained state is in place, and `offline` is our last word
             self._born = True
             return self._birth
         return self._facts.popleft() if self._has_facts() else self._next_document()
 
+    def _choose_suspect(self, only: Collection[str] | None) -> Item | None:
+        """What is to be tried before everything else, as far as it may be said; the birth message has its own place."""
+        key = self._suspicion.first
+        if isinstance(key, int):
+            row = next((row for row in self._facts if row.n == key), None) if self._has_facts() else None
+            if row is not None:
+                self._facts.remove(row)
+            elif not self._in_flight:
+                self._suspicion.first = None  # it is left out, or refused
+            return row
+        if key in self._states and (only is None or key in only) and self._is_to_send(key):
+            return self._take_state(key)
+        return None
+
+    def _is_to_send(self, topic: str) -> bool:
+        return topic in self._to_send or topic in self._documents or topic in self._later
+
+    def _take_state(self, topic: str) -> RetainedState:
+        for waiting in (self._to_send, self._documents, self._later):
+            waiting.pop(topic, None)
+        return self._states[topic]
+
     def _choose_state(self, topics: Iterable[str]) -> RetainedState | None:
         for topic in topics:
-            if topic in self._to_send:
-                del self._to_send[topic]
-                return self._states[topic]
+            if topic in self._to_send or topic in self._later:
+                return self._take_state(topic)
         return None
 
     def _next_document(self) -> RetainedState | None:
@@ -505,6 +690,9 @@ class Publisher:
             self._leave_out(item)
             self._left_out_until = now + PARK_S[1]
             return
+        if isinstance(item, RetainedState) and not item.body and len(self._parked) >= IN_MEMORY:
+            self.forget(item.topic)  # whoever may publish commands could retain any number, each on a topic of its own
+            return
         delay = min(self._delays.get(key, PARK_S[0] / 2) * 2, PARK_S[1])
         self._delays[key] = delay
         self.refused += 1
@@ -512,28 +700,38 @@ class Publisher:
 
     # -- what makes the broker close the connection
 
+    def _defer(self, item: Item) -> None:
+        """It ended a connection alone, and may be innocent: once more, when everything else is through."""
+        earlier = self._held.pop(item.topic, None)
+        self._let_go(item.topic)
+        self._held[item.topic] = item
+        if isinstance(earlier, OutboxRow) and earlier is not item:
+            self._leave_out(earlier)
+
     def _hold(self, item: Item, now: float) -> None:
         """Send it no more, but alone and seldom; and nothing that is like it (`_is_held`)."""
         self.refused += 1
+        earlier = self._held.pop(item.topic, None)
         if self._is_courtesy(item):
+            self._let_go(item.topic)
             self._done.append(item.n)
             return
-        earlier = self._held.pop(item.topic, None)
         first, longest = HELD_S
-        if earlier is not None and _key(earlier) == _key(item):
+        if item.topic in self._accused and earlier is not None and _key(earlier) == _key(item):
             self._held[item.topic] = item  # behind the others
             self._untried.discard(item.topic)
             if not self._untried:
                 self._try_delay = min(2 * max(first, self._try_delay), longest)
         else:
             self._held = {item.topic: item, **self._held}
+            self._accused.add(item.topic)
             self._untried.add(item.topic)
-            if isinstance(earlier, OutboxRow):
+            if isinstance(earlier, OutboxRow) and earlier is not item:
                 self._leave_out(earlier)
         self._try_from = now + (first if self._untried else self._try_delay)
 
     def _is_held(self, item: Item) -> bool:
-        """It, or one on the same topic that is not much smaller, made the broker close the connection."""
+        """It, or one on the same topic that is not much smaller, may make the broker close the connection."""
         held = self._held.get(item.topic) if self._held else None
         return held is not None and 2 * len(item.body) >= len(held.body)
 
@@ -550,6 +748,7 @@ class Publisher:
 
     def _let_go(self, topic: str) -> None:
         self._held.pop(topic, None)
+        self._accused.discard(topic)
         self._untried.discard(topic)
 
     def _try_held(self, since: float) -> None:
@@ -557,25 +756,27 @@ class Publisher:
 
     def _next_held(self, now: float) -> Item | None:
         """One of them, when there is nothing else to do: the connection may not outlive it."""
-        leaving = self._birth.body == b"offline"
-        ready = self._born or self._only is not None
-        if leaving or self._in_flight or now < self._try_from or not ready:
+        ready = self._born or self._only is not None or self._hearing is None
+        if not self._held or self._leaving or self._in_flight or not ready:
             return None
-        for topic, item in list(self._held.items()):
+        accused = sorted(self._held, key=self._accused.__contains__)  # the others before them
+        for topic in accused:
+            item = self._held[topic]
+            if topic in self._accused and now < self._try_from:
+                continue
             if self._only is not None and isinstance(item, RetainedState) and topic not in self._only:
                 continue
             if isinstance(item, OutboxRow) or topic == self._birth.topic:
                 return item
             if (state := self._states.get(topic)) is not None:
-                self._documents.pop(topic, None)
+                self._take_state(topic)
                 self._held[topic] = state
                 return state
             self._let_go(topic)
         return None
 
-    def _answered(self, item: Item) -> None:
-        """The broker bears this one."""
-        self._suspicion.clear(_key(item))
+    def _bears(self, item: Item) -> None:
+        """The broker does not close the connection over this one."""
         if not self._is_held(item):
             return
         self._let_go(item.topic)

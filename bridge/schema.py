@@ -340,6 +340,10 @@ def _examples() -> dict[type, tuple[object, ...]]:
                 "no_subscriber", "Nobody is subscribed to this topic.", topic="goip/goip1/sms/in", reason_code=16,
                 count=2,
             ),
+            _bridge_event(
+                "subscription_refused", "The broker refused this subscription. It is tried again.",
+                topic="goip/+/cmd/#", reason_code=135, count=1,
+            ),
         ),
         Result: tuple(_results()),
         payloads.LineState: tuple(_line_states()),
@@ -366,7 +370,7 @@ def _examples() -> dict[type, tuple[object, ...]]:
             payloads.BridgeHealth(
                 uptime_s=1184, rss_mb=48.2, loop_lag_ms=1.3,
                 udp=payloads.UdpHealth(received=812, sent=809, malformed=0, unauthorized=3, dropped=0),
-                mqtt=payloads.MqttHealth(connected=True, published=96, acked=95, refused=0, reconnects=0),
+                mqtt=payloads.MqttHealth(connected=True, published=96, acked=95, refused=0, reconnects=0, mute_s=0.0),
                 outbox=payloads.OutboxHealth(count=1, oldest_s=0.2),
                 queue=payloads.QueueCounts(queued=3, active=1),
                 lines=payloads.LineCounts(online=1, total=2),

@@ -193,7 +193,7 @@ def healthy(bridge: "Bridge") -> dict[str, Check]:
 
 def ready(bridge: "Bridge") -> dict[str, Check]:
     """Whether the bridge can do all of its work."""
-    link, udp = bridge.link, bridge.udp
+    udp = bridge.udp
     checks: dict[str, Check] = {}
     if udp is None:
         checks["udp"] = {"ok": False, "reason": "no UDP socket is open"}
@@ -214,19 +214,37 @@ def ready(bridge: "Bridge") -> dict[str, Check]:
         }
     else:
         checks["store"] = {"ok": True, "reason": "writable"}
-    if link is not None and link.connected:
-        checks["mqtt"] = {"ok": True, "reason": f"connected, MQTT {link.version}"}
-    else:
-        checks["mqtt"] = {
-            "ok": False,
-            "reason": "not connected to the broker: what gateways say is kept, and published when it is back",
-        }
+    checks["mqtt"] = _broker(bridge)
     if bridge.stopping:
         checks["running"] = {"ok": False, "reason": "the bridge stops"}
-    if bridge.lease.role is Role.STANDING_BY:
+    if bridge.lease.role is Role.ASKING:
+        reason = f"it is being asked whether another bridge serves {bridge.topics.base}"
+        checks["serving"] = {"ok": False, "reason": reason}
+    elif bridge.lease.role is Role.STANDING_BY:
         reason = f"another bridge, {bridge.lease.rival!r}, serves {bridge.topics.base}; this one stands by"
         checks["serving"] = {"ok": False, "reason": reason}
     return checks
+
+
+def _broker(bridge: "Bridge") -> Check:
+    """Whether what is published is taken, and commands are heard."""
+    link = bridge.link
+    kept = "what gateways say is kept, and published when"
+    if link is None or not link.connected:
+        why = f" ({link.trouble})" if link is not None and link.trouble else ""
+        return {"ok": False, "reason": f"not connected to the broker{why}: {kept} it is back"}
+    if link.is_mute:
+        reason = f"the broker has acknowledged nothing for {link.mute_s:.0f} s: {kept} it does; look into its log"
+        return {"ok": False, "reason": reason}
+    if bridge.deaf is not None:
+        filter_ = bridge.topics.filters()[0]
+        reason = (
+            f"the broker refused the subscription to {filter_} ({bridge.deaf:#x}), so no command is heard: allow it"
+        )
+        return {"ok": False, "reason": f"{reason} in its ACL; it is tried again"}
+    if bridge.lease.role is Role.SERVING and not bridge.publisher.said_online:
+        return {"ok": False, "reason": "connected, and the broker has not acknowledged `online` yet"}
+    return {"ok": True, "reason": f"connected, MQTT {link.version}"}
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------

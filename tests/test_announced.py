@@ -36,7 +36,7 @@ class Time(Clock):
 class Link:
     """A link that looks into the store at every publication, as the next run will after a crash."""
 
-    connected, room = True, 1000
+    connected, room, retains, mute_s = True, 1000, True, 0.0
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -60,6 +60,12 @@ class Link:
 
     def probe(self) -> None:
         self.probed = True
+
+    def subscribe_again(self) -> None:
+        pass
+
+    def pause(self, *, on: bool) -> None:
+        pass
 
 
 class World:

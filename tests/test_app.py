@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from bridge.app import HELD_DATAGRAMS, MAX_SENDID, Bridge
+from bridge.app import (
+    BACKLOG,
+    BACKLOG_BYTES,
+    COMMANDS,
+    HELD_DATAGRAMS,
+    MAX_SENDID,
+    MOST_COMMAND_BYTES,
+    MOST_COMMANDS,
+    Bridge,
+)
 from bridge.goip.server import LineMemory
+from bridge.intake import MAX_REPEATS, MAX_REPEATS_BYTES
 from bridge.limits import BURST_S, SOURCE_PER_S
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
@@ -214,18 +224,31 @@ class Link:
     """An MQTT link's side of publishing: a token is the place in what was published."""
 
     connected, room = True, 100
+    version, trouble, retains, is_mute, mute_s = "5", "", True, False, 0.0
 
     def __init__(self) -> None:
         self.published: list[Publication] = []
+        self.unacknowledged: list[int] = []
+
+    @property
+    def topics(self) -> set[str]:
+        return {publication.topic for publication in self.published}
+
+    def last(self, topic: str) -> bytes:
+        return [publication.payload for publication in self.published if publication.topic == topic][-1]
 
     def publish(self, publication: Publication) -> int:
         self.published.append(publication)
+        self.unacknowledged.append(len(self.published) - 1)
         return len(self.published) - 1
 
     def acknowledge(self, _message: Incoming) -> None:
         pass
 
     def probe(self) -> None:
+        pass
+
+    def pause(self, *, on: bool) -> None:
         pass
 
 
@@ -306,6 +329,7 @@ async def test_however_many_commands_make_us_fail_each_is_answered(
     monkeypatch.setattr(bridge.intake, "take", fail)
     monkeypatch.setattr(logging.getLogger("bridge.app"), "disabled", True)  # a traceback for each
     bridge.received([command("goip/l0/cmd/sms", b"", mid) for mid in range(1200)])
+    await idle(bridge)
     assert [result["code"] for result in results(store)] == ["internal"] * 1000
     assert store.outbox_size()[0] == 1200
 
@@ -329,3 +353,186 @@ async def test_the_same_repeat_over_and_over_takes_no_room_from_others(store: St
         ("goip/l0/result/ussd", True),
         ("answers/other", True),
     ]
+
+
+# -- too many commands ------------------------------------------------------------------------------------------------
+
+
+class Pausable:
+    """A link that notes whether it is to read."""
+
+    connected, retains, mute_s = True, True, 0.0
+
+    def __init__(self) -> None:
+        self.paused: list[bool] = []
+        self.acknowledged: list[Incoming] = []
+
+    def pause(self, *, on: bool) -> None:
+        self.paused.append(on)
+
+    def probe(self) -> None:
+        pass
+
+    def acknowledge(self, message: Incoming) -> None:
+        self.acknowledged.append(message)
+
+
+def pausable(store: Store) -> tuple[Bridge, Pausable]:
+    bridge, link = make(store), Pausable()
+    bridge.link = link  # type: ignore[assignment]
+    bridge.lease.proved(time.monotonic(), time.monotonic())
+    return bridge, link
+
+
+async def idle(bridge: Bridge) -> None:
+    """Until all commands had their turn."""
+    while bridge._taking:  # noqa: ASYNC110 - each turn of the loop takes some
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("count", "size"), [(BACKLOG + COMMANDS + 1, 10), (2 + BACKLOG_BYTES // 100_000, 150_000)])
+async def test_while_many_commands_wait_the_broker_is_not_read(store: Store, count: int, size: int) -> None:
+    bridge, link = pausable(store)
+    bridge.received([command("goip/l0/cmd/sms", b"x" * size, mid) for mid in range(1, count + 1)])
+    assert link.paused == [True]
+    await idle(bridge)
+    assert link.paused == [True, False]
+    assert len(link.acknowledged) == count
+    assert bridge._load() == (0, 0)
+
+
+async def test_no_turn_takes_more_than_some_commands(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge, _ = pausable(store)
+    taken: list[int] = []
+    commit = bridge._commit
+
+    def count(*arguments: object) -> bool:
+        taken.append(len(bridge._inbox))
+        return commit(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bridge, "_commit", count)
+    bridge.received([command("goip/l0/cmd/sms", b"x", mid) for mid in range(1, 3 * COMMANDS)])
+    await idle(bridge)
+    assert max(taken) == COMMANDS
+
+
+async def test_while_the_store_cannot_be_written_commands_in_memory_are_bounded(store: Store) -> None:
+    bridge, link = pausable(store)
+    bridge.pump()
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    text = b'{"to":"1","text":"%s"}' % (b"x" * 2000)
+    for batch in range(100):
+        bridge.received([command("goip/l0/cmd/sms", text, mid=0) for _ in range(COMMANDS)])
+        if bridge._stalled and batch > 50:
+            break
+    assert bridge._stalled
+    assert link.paused == [True]
+    count, size = bridge._load()
+    assert count <= MOST_COMMANDS
+    assert size <= MOST_COMMAND_BYTES + len(text)
+    assert len(bridge._inbox) <= COMMANDS
+    assert bridge._overflow > 0
+    bridge.received([command("goip/l0/cmd/refresh", b'{"id":"kept"}', mid=5)])  # of these the broker sends few ahead
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    bridge._try_again()
+    await idle(bridge)
+    assert link.paused == [True, False]
+    assert [message.mid for message in link.acknowledged if message.mid] == [5]
+    answered = [json.loads(row.body)["id"] for row in store.outbox(0, 100_000) if row.schema == "result"]
+    assert answered[-1] == "kept"
+
+
+async def test_while_it_is_asked_who_serves_reading_goes_on_and_commands_are_bounded(store: Store) -> None:
+    bridge, link = pausable(store)
+    bridge.lease.ask(0.0, resumed=False)
+    for _ in range(2 * MOST_COMMANDS // COMMANDS):
+        bridge.received([command("goip/l0/cmd/sms", b"x", mid=0) for _ in range(COMMANDS)])
+    assert link.paused == [], "the answer may be behind them"
+    assert len(bridge._backlog) == MOST_COMMANDS
+
+
+async def test_commands_that_make_us_fail_are_bounded_and_all_answered(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge, link = pausable(store)
+
+    def fail(_message: Incoming, _batch: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bridge.intake, "take", fail)
+    bridge.received([command("goip/l0/cmd/sms", b"poison", mid) for mid in range(1, COMMANDS + 3)])
+    await idle(bridge)
+    assert len(link.acknowledged) == COMMANDS + 2
+    assert {result["code"] for result in results(store)} == {"internal"}
+
+
+async def test_repeats_that_wait_for_their_result_are_bounded(store: Store) -> None:
+    bridge, _ = pausable(store)
+    answers = bridge.answers
+    for n in range(200):
+        batch = bridge._batch()
+        batch.waiting += [(n, f"reply/{i}/" + "x" * 50_000, b"y" * 10_000) for i in range(MAX_REPEATS + 1)]
+        answers.committed(batch)
+    kept = [repeat for repeats in answers._waiting.values() for repeat in repeats]
+    assert sum(len(topic or "") + len(correlation or b"") for topic, correlation in kept) <= MAX_REPEATS_BYTES
+    assert max(map(len, answers._waiting.values())) == MAX_REPEATS
+    batch = bridge._batch()
+    batch.answered += list(answers._waiting)
+    answers.committed(batch)
+    assert (answers._waiting, answers._waiting_bytes) == ({}, 0)
+
+
+# -- readiness --------------------------------------------------------------------------------------------------------
+
+
+async def test_readiness_reads_the_answers_it_depends_on(store: Store) -> None:
+    """The SUBACK for commands, the PUBACK of `online`, any PUBACK at all, and who serves."""
+    bridge, link = make(store), Link()
+    bridge.link = bridge.publisher.link = link  # type: ignore[assignment]
+
+    def why() -> str:
+        checks = ready(bridge)
+        checks.pop("udp")
+        return " ".join(str(check["reason"]) for check in checks.values() if not check["ok"])
+
+    def acknowledge() -> None:
+        while link.unacknowledged:
+            bridge.published([(link.unacknowledged.pop(), 0)])
+
+    commands, pools = bridge.topics.filters()
+    bridge.connected(session_present=False, version="5")
+    bridge.proved(time.monotonic())
+    bridge.subscribed({commands: None, pools: 1})
+    assert "asked whether another bridge serves" in why()
+    acknowledge()
+    assert "has not acknowledged `online`" in why()
+    availability = bridge.topics.bridge("availability")
+    assert availability not in link.topics, "it is not known yet whether commands are heard"
+    bridge.subscribed({commands: 0x87, pools: 1})
+    acknowledge()
+    assert f"{commands} (0x87)" in why()
+    assert link.last(availability) == b"offline"
+    bridge.subscribed({commands: 1, pools: 0x87})
+    assert "has not acknowledged `online`" in why()
+    acknowledge()
+    assert link.last(availability) == b"online"
+    assert why() == ""
+    link.is_mute, link.mute_s = True, 31.0
+    assert "acknowledged nothing for 31 s" in why()
+    link.connected, link.trouble = False, "no route"
+    assert "not connected to the broker (no route)" in why()
+
+
+async def test_a_farewell_that_is_refused_leaves_it_to_the_last_will(store: Store) -> None:
+    bridge, link = make(store), Link()
+    bridge.link = bridge.publisher.link = link  # type: ignore[assignment]
+    bridge.connected(session_present=False, version="5")
+    bridge.proved(time.monotonic())
+    bridge.subscribed({})
+    while link.unacknowledged:
+        bridge.published([(link.unacknowledged.pop(), 0)])
+    bridge.publisher.say_goodbye()
+    bridge._drain(bridge.clock.monotonic())
+    bridge.published([(link.unacknowledged.pop(), 0x87)])
+    assert not bridge.publisher.said_goodbye

@@ -816,6 +816,33 @@ class Ping:
 
 
 @pytest.mark.broker("binary")
+async def test_a_flood_of_large_commands_with_qos_0_stays_with_the_broker(own_broker: Broker, tmp_path: Path) -> None:
+    """They come faster than they can be carried out: 94 MB in a second or two."""
+    recipients = [f"+49151{n:07}" for n in range(9000)]
+    command = json.dumps({"to": recipients, "text": "x", "dry_run": True}).encode()
+    config = bridge_config(own_broker, "flood", {"goip1": {"password": secret("flooded")}})
+    async with (
+        watching(own_broker, "flood/goip1/result/#", "flood/bridge/availability") as watcher,
+        running(tmp_path, config) as bridge,
+    ):
+        await watcher.until("flood/bridge/availability", lambda seen: seen.payload == b"online")
+        warm = peak_mb(bridge)
+        for _ in range(600):
+            await watcher.client.publish("flood/goip1/cmd/sms", command, qos=0)
+        await watcher.until("flood/goip1/result/sms", count=50)
+        print(f"600 commands of {len(command)} bytes: {warm} -> {peak_mb(bridge)} MB")
+        assert peak_mb(bridge) - warm < 40
+        assert bridge.log.count("connected to") == 1
+
+
+def peak_mb(bridge: BridgeProcess) -> int:
+    """The most memory that the bridge ever had."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{bridge.worker_pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) // 1024
+
+
+@pytest.mark.broker("binary")
 async def test_a_flood_of_commands_delays_others_by_bounded_time(own_broker: Broker, tmp_path: Path) -> None:
     count = 10_000
     password = secret("flooded")

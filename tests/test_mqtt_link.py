@@ -7,7 +7,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bridge.mqtt import WINDOW, Incoming, LinkConfig, MqttLink, Publication, UnsendableError
+from bridge.mqtt import BATCH_BYTES, EARLY, WINDOW, Incoming, LinkConfig, MqttLink, Publication, UnsendableError
 from brokers import SERVER_NAME, Mosquitto, amqtt_broker, find_mosquitto, make_certificates
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -39,6 +39,9 @@ class Recorder:
         self.acks: dict[int, int] = {}
         self.reasons: list[str] = []
         self.proofs: list[float] = []
+        self.closed: list[bool] = []
+        self.codes: list[dict[str, int | None]] = []
+        self.progress = False
         self.takeovers = 0
         self.on_published: Callable[[], None] = lambda: None
         self.on_received: Callable[[list[Incoming]], None] = lambda messages: None
@@ -52,9 +55,15 @@ class Recorder:
         self.sessions.append(session_present)
         self._note(f"connected {version}")
 
-    def disconnected(self, reason: str) -> None:
+    def subscribed(self, codes: Mapping[str, int | None]) -> None:
+        self.codes.append(dict(codes))
+        self._changed.set()
+
+    def disconnected(self, reason: str, *, closed: bool) -> bool:
         self.reasons.append(reason)
+        self.closed.append(closed)
         self._note("disconnected")
+        return self.progress
 
     def received(self, messages: list[Incoming]) -> None:
         self.batches.append(messages)
@@ -684,11 +693,256 @@ async def test_a_refused_subscription_is_an_error_and_still_a_connection(
 ) -> None:
     async with scripted(lambda attempt: CONNACK_5, granted=[1, 0x87]) as fake:
         link, handler = links.start(fake.port, subscriptions=("goip/+/cmd/#", "goip/pool/+/cmd/#"))
-        await handler.until_connected()
+        await handler.until(lambda: handler.codes != [])
         assert link.connected
+        assert handler.codes == [{"goip/+/cmd/#": 1, "goip/pool/+/cmd/#": 0x87}]
     (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert "goip/pool/+/cmd/#" in error
     assert "ACL" in error
+
+
+@both_versions
+async def test_what_was_refused_is_asked_for_again_and_nothing_else(links: Links, version: str) -> None:
+    def grant(filters: list[str]) -> list[int]:
+        return [0x80 if each == COMMANDS and fake.subscribed.count(each) < 3 else 0 for each in filters]
+
+    connack = CONNACK_5 if version == "5" else CONNACK_311
+    async with scripted(lambda attempt: connack, grant=grant) as fake:
+        _, handler = links.start(fake.port, version=version, replayed=("other",), resubscribe_s=(0.01, 0.02))
+        await handler.until(lambda: handler.codes[-1:] == [{COMMANDS: 0, "other": 0}])
+        assert fake.subscribed == [COMMANDS, "other", COMMANDS, COMMANDS]
+        refused, asked = {COMMANDS: 0x80, "other": 0}, {COMMANDS: None, "other": 0}
+        assert handler.codes == [refused, asked, refused, asked, {COMMANDS: 0, "other": 0}]
+        assert handler.calls == [f"connected {version}"]
+
+
+async def test_an_answer_with_too_few_codes_is_a_refusal(links: Links) -> None:
+    async with scripted(lambda attempt: CONNACK_5, granted=[1]) as fake:
+        _, handler = links.start(fake.port, replayed=("other",))
+        await handler.until(lambda: handler.codes != [])
+        assert handler.codes == [{COMMANDS: 1, "other": 0x80}]
+
+
+async def test_what_is_given_up_is_neither_awaited_nor_asked_for_again(links: Links) -> None:
+    async with scripted(lambda attempt: CONNACK_5, granted=[0x87], unsuback=b"\x87") as fake:
+        link, handler = links.start(fake.port, resubscribe_s=(0.01, 0.02))
+        await handler.until(lambda: handler.codes != [])
+        link.listen(on=False)
+        assert handler.codes[-1] == {}
+        link.subscribe_again()
+        await handler.reason_code(link.publish(WILL))
+        assert handler.codes[-1] == {}
+
+
+# -- a broker that does not answer
+
+
+async def test_a_mute_broker_is_said_and_left(links: Links, caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted(lambda attempt: CONNACK_5, puback=False) as fake:
+        link, handler = links.start(fake.port, mute_s=0.1, keepalive_s=10)
+        await handler.until_connected()
+        assert (link.mute_s, link.is_mute) == (0.0, False)
+        link.publish(WILL)
+        await handler.until(lambda: "disconnected" in handler.calls)
+        assert handler.closed == [False]
+        assert link.is_mute
+        assert link.mute_s >= 0.1
+        assert "acknowledged nothing" in link.trouble
+        await handler.until_connected(2)
+        assert link.is_mute, "it has still acknowledged nothing"
+        fake._puback = True
+        await handler.reason_code(link.publish(WILL))
+        assert (link.mute_s, link.is_mute) == (0.0, False)
+    assert "acknowledged nothing" in caplog.text
+    assert handler.takeovers == 0
+
+
+async def test_a_broker_that_answers_some_is_not_mute(links: Links) -> None:
+    """One PUBACK comes for every second PUBLISH, much sooner than in `mute_s`."""
+    async with scripted(lambda attempt: CONNACK_5, puback=2) as fake:
+        link, handler = links.start(fake.port, mute_s=5.0)
+        await handler.until_connected()
+        for number in range(20):
+            token = link.publish(WILL)
+            if number % 2:
+                await handler.reason_code(token)
+        assert 0 < link.room < WINDOW
+        assert not link.is_mute
+        assert handler.calls.count("disconnected") == 0
+
+
+async def test_a_mute_broker_is_no_busy_loop(links: Links) -> None:
+    """The waits between connections grow, although each of these lasted."""
+    async with scripted(lambda attempt: CONNACK_5, puback=False) as fake:
+        link, handler = links.start(fake.port, mute_s=0.0, stable_s=0.0, backoff_s=(0.1, 30.0))
+        for times in range(1, 4):
+            await handler.until_connected(times)
+            link.publish(WILL)
+            await handler.until(lambda times=times: handler.calls.count("disconnected") == times)
+        assert link._attempts == 3
+        assert fake.publishes == 3
+
+
+# -- what ends a connection
+
+
+@both_versions
+@pytest.mark.parametrize("how", ["reset", "unanswered", "closed"])
+async def test_only_a_quick_close_that_is_about_nothing_else_is_a_sign_of_a_takeover(
+    links: Links, how: str, version: str
+) -> None:
+    connack = CONNACK_5 if version == "5" else CONNACK_311
+    async with scripted(lambda attempt: connack, puback=False) as fake:
+        link, handler = links.start(
+            fake.port, version=version, stable_s=60.0, takeover_s=(0.05, 0.05), backoff_s=(0, 0)
+        )
+        for times in range(1, 5):
+            await handler.until_connected(times)
+            if how == "unanswered":
+                link.publish(WILL)
+                await fake.until(lambda times=times: fake.publishes == times)
+            fake.hang_up(reset=how == "reset")
+            await handler.until(lambda times=times: handler.calls.count("disconnected") == times)
+        await handler.until_connected(5)
+        assert handler.takeovers == (2 if how == "closed" else 0)
+        assert handler.closed == [True] * 4, "all of these may be an answer to a publication"
+
+
+async def test_what_dies_of_silence_is_neither_a_close_nor_a_takeover(links: Links) -> None:
+    async with scripted(lambda attempt: CONNACK_5, pong=False) as fake:
+        _, handler = links.start(fake.port, keepalive_s=1, stable_s=60.0)
+        await handler.until(lambda: handler.calls.count("disconnected") == 3)
+        assert (handler.takeovers, handler.closed) == (0, [False] * 3)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+async def test_connections_that_bring_something_through_follow_each_other(links: Links, progress: bool) -> None:
+    async with scripted(lambda attempt: CONNACK_5, puback=False) as fake:
+        link, handler = links.start(fake.port, stable_s=60.0, backoff_s=(0.0, 0.0))
+        handler.progress = progress
+        for times in range(1, 6):
+            await handler.until_connected(times)
+            link.publish(WILL)
+            await fake.until(lambda times=times: fake.publishes == times)
+            fake.hang_up()
+            await handler.until(lambda times=times: handler.calls.count("disconnected") == times)
+        assert link._attempts == (1 if progress else 5), "the wait before the next doubles with each"
+
+
+async def test_what_the_broker_said_before_it_broke_the_connection_counts(links: Links) -> None:
+    """It acknowledges and closes while we write: the PUBACK waits in the socket when writing fails."""
+    async with scripted(lambda attempt: CONNACK_5) as fake:
+        link, handler = links.start(fake.port)
+        await handler.until_connected()
+        assert link._connection is not None
+        link._connection.pause(on=True)  # so that it can't be read before
+        token = link.publish(Publication("goip/a/event", b"1"))
+        await fake.until(lambda: fake.publishes == 1)
+        fake.hang_up(reset=True)
+        await fake.until(lambda: fake.open == 0)
+        link.publish(Publication("goip/a/event", b"2"))
+        await handler.until(lambda: "disconnected" in handler.calls)
+        assert handler.acks == {token: 0}
+        assert handler.calls[:3] == ["connected 5", "published", "disconnected"]
+
+
+# -- what the broker can't do
+
+
+async def test_a_broker_without_retained_messages_is_worked_with(
+    links: Links, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(attempt: int) -> bytes:
+        return connack_5(b"\x25\x00") if attempt > 1 else b"\x20\x03\x00\x9a\x00"
+
+    async with scripted(answer) as fake:
+        link, handler = links.start(fake.port, will=WILL, backoff_s=(30.0, 30.0))
+        await handler.until_connected()
+        assert [flags & 0x24 for flags in fake.connect_flags] == [0x24, 0x04], "will; retained at first"
+        assert not link.retains
+        await handler.reason_code(link.publish(WILL))
+        assert fake.kinds[-1] == 0x32, "QoS 1, not retained"
+    assert len([record for record in caplog.records if "retain_available" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("where", ["refused", "accepted"])
+async def test_a_broker_without_qos_1_is_told_what_it_has_to_allow(
+    links: Links, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    refusal = b"\x20\x05\x00\x9b\x02\x24\x00"
+    async with scripted(lambda attempt: refusal if where == "refused" else connack_5(b"\x24\x00")) as fake:
+        link, handler = links.start(fake.port, will=WILL)
+        await logged(caplog, "max_qos 1")
+        await fake.until(lambda: len(fake.versions) == 3)
+        assert "QoS 1" in link.trouble
+        assert handler.calls == []
+
+
+async def test_an_old_broker_that_closes_at_our_will_is_told_what_it_has_to_allow(
+    links: Links, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(_: int) -> bytes | None:
+        return None if fake.connect_flags[-1] & 0x04 else CONNACK_311
+
+    async with scripted(answer) as fake:
+        _, handler = links.start(fake.port, version="3.1.1", will=WILL)
+        await logged(caplog, "retain_available true")
+        await fake.until(lambda: len(fake.versions) == 6)
+        wills = [bool(flags & 0x04) for flags in fake.connect_flags]
+        assert wills[:6] == [True, False, True, True, True, True], "asked once"
+        assert handler.calls == []
+
+
+# -- too much at once
+
+
+async def test_a_paused_link_reads_little_and_stays_alive(links: Links) -> None:
+    """More waits in the socket than is read meanwhile, PINGRESPs and PUBACKs behind it."""
+    body = b"\x00\x0cgoip/a/cmd/x" + b"\x00" + b"!" * 100_000
+    command = b"\x30" + bytes([len(body) & 0x7F | 0x80, len(body) >> 7 & 0x7F | 0x80, len(body) >> 14]) + body
+    async with scripted(lambda attempt: CONNACK_5) as fake:
+        link, handler = links.start(fake.port, keepalive_s=1, mute_s=1.0)
+        await handler.until_connected()
+        link.pause(on=True)
+        token = link.publish(WILL)
+        await fake.until(lambda: fake.publishes == 1)
+        count = 1000
+        sending = asyncio.create_task(fake.send(command * count))
+        await fake.until(lambda: fake.pings == 5)
+        assert len(handler.messages) < count / 2
+        assert handler.calls.count("disconnected") == 0
+        link.pause(on=False)
+        await handler.until(lambda: len(handler.messages) == count)
+        await sending
+        assert await handler.reason_code(token) == 0
+        assert handler.calls.count("disconnected") == 0
+
+
+async def test_one_wake_up_brings_a_bounded_amount(links: Links) -> None:
+    body = b"\x00\x0cgoip/a/cmd/x" + b"\x00" + b"!" * 16_000
+    command = b"\x30" + bytes([len(body) & 0x7F | 0x80, len(body) >> 7]) + body
+    async with scripted(lambda attempt: CONNACK_5) as fake:
+        _, handler = links.start(fake.port)
+        await handler.until_connected()
+        await fake.send(command * 500)
+        await handler.until(lambda: len(handler.messages) == 500)
+    assert max(sum(len(message.payload) for message in batch) for batch in handler.batches) <= BATCH_BYTES + 16_000
+
+
+@both_versions
+async def test_of_what_comes_before_the_subscriptions_are_answered_a_bounded_amount_is_kept(
+    links: Links, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    connack, properties = (CONNACK_5, b"\x00") if version == "5" else (CONNACK_311, b"")
+    body = b"\x00\x0cgoip/a/cmd/x" + properties + b"!"
+    flood = (b"\x30" + bytes([len(body)]) + body) * (2 * EARLY)
+    body = b"\x00\x0cgoip/a/cmd/x\x00\x01" + properties + b"!"
+    last = b"\x32" + bytes([len(body)]) + body
+    async with scripted(lambda attempt: connack + flood + last) as fake:
+        _, handler = links.start(fake.port, version=version)
+        await handler.until(lambda: bool(handler.messages) and handler.messages[-1].mid == 1)
+    assert len(handler.messages) == EARLY + 1
+    assert f"{EARLY} messages with QoS 0" in caplog.text
 
 
 async def test_a_broker_without_mqtt_5_is_spoken_to_in_3(links: Links, caplog: pytest.LogCaptureFixture) -> None:
@@ -854,10 +1108,17 @@ class Scripted:
         self.times: list[float] = []
         self.publishes = self.pings = self.open = 0
         self._connack = connack
-        self._granted: list[int] = behaviour.get("granted", [1])
+        granted: list[int] = behaviour.get("granted", [1])
+        self._grant: Callable[[list[str]], list[int]] = behaviour.get("grant", lambda _: granted)
+        self._unsuback: bytes = behaviour.get("unsuback", b"\x00")
+        self.subscribed: list[str] = []
+        self.connect_flags: list[int] = []
+        self.kinds: list[int] = []
+        self._writer: asyncio.StreamWriter | None = None
         self._after_suback: bytes = behaviour.get("after_suback", b"")
         self._hang_up: bool = behaviour.get("hang_up", False)
-        self._puback: bool = behaviour.get("puback", True)
+        self._puback: int = behaviour.get("puback", True)
+        "Of so many publishes the last is acknowledged; none with 0."
         self._pong: bool = behaviour.get("pong", True)
         self._changed = asyncio.Event()
 
@@ -867,13 +1128,27 @@ class Scripted:
                 self._changed.clear()
                 await self._changed.wait()
 
+    def hang_up(self, *, reset: bool = False) -> None:
+        """Close the connection; with a reset, as a system does when there is more to read."""
+        assert self._writer is not None
+        if reset:
+            wire = self._writer.get_extra_info("socket")
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort() if reset else self._writer.close()
+
+    async def send(self, data: bytes) -> None:
+        """Something that nobody asked for."""
+        assert self._writer is not None
+        self._writer.write(data)
+        await self._writer.drain()
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
+        self._writer = writer
         self._changed.set()
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while (answer := self._answer(*await _packet(reader))) is not None:
                 writer.write(answer)
-                await writer.drain()
                 if self._hang_up and answer.endswith(self._after_suback) and self._after_suback:
                     break
         writer.close()
@@ -882,26 +1157,43 @@ class Scripted:
 
     def _answer(self, kind: int, body: bytes) -> bytes | None:
         self._changed.set()
+        self.kinds.append(kind)
         version = self.versions[-1] if self.versions else 0
         match kind >> 4:
             case 1:
                 self.versions.append(body[6])
+                self.connect_flags.append(body[7])
                 self.times.append(asyncio.get_running_loop().time())
                 return self._connack(len(self.versions))
             case 3:
                 self.publishes += 1
                 mid = body[2 + int.from_bytes(body[:2]) :][:2]
-                return b"\x40\x02" + mid if self._puback else b""
+                return b"\x40\x02" + mid if self._puback and self.publishes % self._puback == 0 else b""
             case 8:
                 properties = b"\x00" if version == 5 else b""
-                payload = body[:2] + properties + bytes(self._granted)
+                filters = _filters(body[2 + len(properties) :])
+                self.subscribed += filters
+                payload = body[:2] + properties + bytes(self._grant(filters))
                 return b"\x90" + bytes([len(payload)]) + payload + self._after_suback
+            case 10:
+                payload = body[:2] + (b"\x00" + self._unsuback if version == 5 else b"")
+                return b"\xb0" + bytes([len(payload)]) + payload
             case 12:
                 self.pings += 1
                 return b"\xd0\x00" if self._pong else b""
             case 14:
                 return None
         return b""
+
+
+def _filters(body: bytes) -> list[str]:
+    """Those of a SUBSCRIBE, without their options."""
+    found = []
+    while body:
+        size = int.from_bytes(body[:2])
+        found.append(body[2 : 2 + size].decode())
+        body = body[3 + size :]
+    return found
 
 
 async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:

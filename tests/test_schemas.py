@@ -282,6 +282,7 @@ class Link:
         Link.latest = self
         self.handler = handler
         self.connected = False
+        self.retains, self.mute_s = True, 0.0
         self.room = 50
         self.seen: list[tuple[str, str | None, bytes]] = []
         self.news = asyncio.Event()
@@ -306,6 +307,9 @@ class Link:
     def probe(self) -> None:
         loop = asyncio.get_running_loop()
         loop.call_soon(self.handler.proved, loop.time())
+
+    def subscribe_again(self) -> None:
+        pass
 
     async def disconnect(self, *, clean: bool = True) -> None:
         self.connected = False

@@ -313,6 +313,8 @@ class Link:
     """As `bridge.mqtt.MqttLink`, with packets in place of bytes."""
 
     WINDOW = 100
+    retains = True
+    mute_s = 0.0
 
     def __init__(self, machine: "Machine", life: Life, handler: Any) -> None:
         self._machine, self._life, self._handler = machine, life, handler
@@ -479,6 +481,12 @@ class Link:
         if self._ready and not self._pings:
             self._pings.append(self._loop.time())
             self._send("pingreq")
+
+    def subscribe_again(self) -> None:
+        pass
+
+    def pause(self, *, on: bool) -> None:
+        pass
 
     def listen(self, *, on: bool) -> None:
         if self._ready:

@@ -278,6 +278,8 @@ class VirtualLink:
     WINDOW = 100
     LATENCY = 0.001
     "Seconds, one way."
+    retains = True
+    mute_s = 0.0
 
     def __init__(self, broker: Broker, life: Life, handler: Any, rng: random.Random) -> None:
         self._broker, self._life, self._handler, self._rng = broker, life, handler, rng
@@ -367,6 +369,12 @@ class VirtualLink:
 
     def listen(self, *, on: bool) -> None:
         raise AssertionError("there is no other bridge")
+
+    def subscribe_again(self) -> None:
+        pass
+
+    def pause(self, *, on: bool) -> None:
+        pass
 
     async def disconnect(self, *, clean: bool = True) -> None:
         self._stopping.set()
