@@ -88,6 +88,7 @@ class Lease:
 
     def ask(self, now: float, *, resumed: bool) -> None:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
+        self.yielded = self.yielded or self._challenged  # the connection ended before the broker had our answer
         self._contested = self.yielded
         self.role, self._resumed = Role.ASKING, resumed
         self.succeeds = self.yielded and resumed

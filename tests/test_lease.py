@@ -355,10 +355,21 @@ def test_a_question_is_remembered_over_a_crash_until_nobody_objects_to_the_answe
     assert lease.kept == EARLIER
 
 
+def test_who_could_not_answer_before_its_connection_ended_gives_way(lease: Lease) -> None:
+    """What it said may arrive late and stand on the topic, as if no other one had served."""
+    lease.hear(word(None), NOW, retain=False)
+    lease.hear(word(LATER), NOW + ANSWER_S, retain=False)
+    lease.ask(NOW + 30.0, resumed=True)
+    assert lease.succeeds
+    lease.acknowledged(NOW + 30.0)
+    assert lease.authority(NOW + 30.0) is Authority.DROP
+    assert not lease.look(NOW + 30.0, LATER)
+
+
 # -- whole bridges in a virtual world
 
 
-@pytest.mark.parametrize("seed", [14, 20, 27, 31, 10529, 20371, *range(1, 6)])
+@pytest.mark.parametrize("seed", [14, 20, 27, 31, 10529, 20371, 20096, *range(1, 6)])
 def test_two_bridges_carry_out_nothing_twice_whatever_freezes_pauses_or_dies(seed: int) -> None:
     """The first seeds are those that once failed. More: python -m reliability.two_bridges."""
     run = two_bridges.simulate(seed)
