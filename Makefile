@@ -59,7 +59,7 @@ chaos: $(VENV)/.dev ## Real processes under kill -9 and a bad network; ARGS="--s
 	cd tests && ../$(PY) -m reliability.chaos $(ARGS)
 	$(if $(ARGS),,cd tests && ../$(PY) -m reliability.chaos_two_bridges)
 
-mutations: $(VENV)/.dev ## Break the bridge in a dozen ways: simulation and chaos must notice each (a quarter of an hour)
+mutations: $(VENV)/.dev ## Break the bridge in two dozen ways: simulation and chaos must notice each (a quarter of an hour)
 	cd tests && ../$(PY) -m reliability.mutations $(ARGS)
 
 clean: ## Remove the environment and all that was generated
