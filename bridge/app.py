@@ -720,6 +720,7 @@ class Bridge:
         if lease.awaits_broker and not self.publisher.waits(self._own_topics[1]):
             self._said(now)
         if lease.look(now, payloads.timestamp(self.clock.time())):
+            self._save_role()
             self._publish_bridge()  # the claim: nothing else is said or done before the broker has it
             self._drain(now)
         if self._backlog and not self._taking:

@@ -88,7 +88,8 @@ class Lease:
 
     def ask(self, now: float, *, resumed: bool) -> None:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
-        self.yielded = self.yielded or self._challenged  # the connection ended before the broker had our answer
+        # Did the connection end before the broker had our answer, or our claim?
+        self.yielded = self.yielded or self._challenged or (self._contested and self.role is Role.SERVING)
         self._contested = self.yielded
         self.role, self._resumed = Role.ASKING, resumed
         self.succeeds = self.yielded and resumed
@@ -123,7 +124,10 @@ class Lease:
             self._contested = True
             return False
         theirs = (since is None, str(since or kept or _NEVER), started, instance)
-        if theirs < (self.role is Role.ASKING, self.since or _NEVER, self._started_at, self._instance):
+        wins = theirs < (self.role is Role.ASKING, self.since or _NEVER, self._started_at, self._instance)
+        # A word of one that is dead may have been on its way for long: only one that answers ours is given way to.
+        answers = self.role is Role.ASKING or (self._challenged and self._said and now < self._quiet_until)
+        if wins and answers:
             self.yielded, self.succeeds = True, self.succeeds or self.role is Role.SERVING
             self._challenged = False
             self.role, self.since, self._until = Role.STANDING_BY, None, now + AGAIN_S
@@ -145,7 +149,7 @@ class Lease:
         if self.role is Role.ASKING and self._until is None:
             self._until = now + ANSWER_S if self._contested else now
         elif self.role is Role.SERVING and not self._said:
-            self._said, self.yielded = True, False
+            self._said, self.yielded, self._contested = True, False, False
             if self._challenged:
                 self._answered_at, self._quiet_until = now, now + ANSWER_S
             return True
@@ -159,7 +163,8 @@ class Lease:
         To be kept before this bridge says anything: what it says on `bridge/info`, and what of it arrives late, hides
         from its next run that another one served.
         """
-        return "" if self.yielded or self._challenged else self.since
+        unsaid = self._contested and (self.role is Role.ASKING or not self._said)
+        return "" if self.yielded or self._challenged or unsaid else self.since
 
     @property
     def awaits_broker(self) -> bool:

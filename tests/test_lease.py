@@ -306,9 +306,20 @@ def test_who_hears_an_older_one_gives_way_and_carries_out_nothing_more() -> None
     one.ask(NOW, resumed=False)
     one.acknowledged(NOW)
     one.look(NOW, LATER)
-    assert not one.hear(word(EARLIER), NOW, retain=False), "it was there before the broker had our claim"
-    assert not one.acknowledged(NOW)
+    assert one.hear(word(EARLIER), NOW, retain=False), "what a dead one said may have been on its way for long"
+    assert one.authority(NOW) is Authority.DROP
+    assert one.acknowledged(NOW)
+    assert not one.hear(word(EARLIER), NOW, retain=False), "this answers ours"
     assert (one.role, one.authority(NOW)) == (Role.STANDING_BY, Authority.DROP)
+
+
+def test_words_of_a_dead_one_that_arrive_late_end_nothing(lease: Lease) -> None:
+    assert lease.hear(word("2025-12-31T00:00:00.000Z"), NOW, retain=False)
+    assert lease.hear(word("2025-12-31T00:00:00.000Z"), NOW, retain=False)
+    assert lease.authority(NOW) is Authority.DROP, "if it is alive it may have carried out what waits"
+    lease.acknowledged(NOW)
+    lease.proved(NOW + ANSWER_S, NOW + ANSWER_S)
+    assert lease.authority(NOW + ANSWER_S) is Authority.TAKE
 
 
 def test_one_that_takes_over_leaves_what_came_before_its_question_to_the_other() -> None:
@@ -321,6 +332,7 @@ def test_one_that_takes_over_leaves_what_came_before_its_question_to_the_other()
 
 
 def test_one_that_stands_by_does_not_ask_while_it_hears_of_the_other(lease: Lease) -> None:
+    lease.ask(NOW, resumed=False)
     lease.hear(word("2025-12-31T00:00:00.000Z"), NOW, retain=False)
     for minute in range(1, 10):
         assert not lease.is_to_ask(NOW + 60.0 * minute)
@@ -369,7 +381,7 @@ def test_who_could_not_answer_before_its_connection_ended_gives_way(lease: Lease
 # -- whole bridges in a virtual world
 
 
-@pytest.mark.parametrize("seed", [14, 20, 27, 31, 10529, 20371, 20096, *range(1, 6)])
+@pytest.mark.parametrize("seed", [14, 20, 27, 10529, 20371, 20096, 20348, *range(1, 6)])
 def test_two_bridges_carry_out_nothing_twice_whatever_freezes_pauses_or_dies(seed: int) -> None:
     """The first seeds are those that once failed. More: python -m reliability.two_bridges."""
     run = two_bridges.simulate(seed)
