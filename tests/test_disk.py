@@ -349,7 +349,9 @@ class World:
         self.in_flight: dict[int, bytes] = {}
         self.tokens = 0
         # the bridge, as its `udp` and its `link`
-        self.connected = True
+        self.connected = self.retains = True
+        self.mute_s = 0.0
+        self.probed = False
         self.room = 1000
         self.sent = self.send_failures = self.kernel_drops = 0
         self.identity, self.inherited = "a socket", False
@@ -402,6 +404,12 @@ class World:
         if not self.disk.off and message.payload in self.commands:
             self.commands.remove(message.payload)
 
+    def probe(self) -> None:
+        self.probed = True
+
+    def pause(self, *, on: bool) -> None:
+        pass
+
     # the life of the bridge
 
     def start(self) -> None:
@@ -449,6 +457,9 @@ class World:
             bridge.received(
                 [Incoming(TOPIC, one, False, one in self.redelivered, None, None, self.count, 1) for one in fresh]
             )
+        if self.probed and not self.disk.off:
+            self.probed = False
+            bridge.proved(self.clock.monotonic())
         taken, self.in_flight = self.in_flight, {}
         for payload in taken.values():
             with contextlib.suppress(ValueError, KeyError, TypeError):

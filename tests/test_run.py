@@ -27,7 +27,7 @@ class FaultOfOursError(Exception):
     """What no code expects."""
 
 
-def fail(*_: object) -> None:
+def fail(*_: object, **__: object) -> None:
     raise FaultOfOursError
 
 
@@ -180,7 +180,7 @@ async def test_what_waited_for_the_disk_is_written_when_it_works_again_while_the
 
         async with asyncio.timeout(LIMIT_S):
             await say(b"req:1;id:l0;pass:p;")
-            bridge.received([Incoming("goip/l0/cmd/sms/0049151", b"x", False, False, None, None, 1, 1)])
+            bridge.received([Incoming("goip/l0/cmd/sms/0049151", b"x", False, False, None, None, 0, -1)])
             sendid = (await loop.sock_recv(box, 9999)).split()[1]
             _, submitted = await say(b"PASSWORD " + sendid, b"SEND " + sendid)
             assert submitted.startswith(b"SEND ")
