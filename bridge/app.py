@@ -737,6 +737,8 @@ class Bridge:
             log.warning("this bridge serves %s now", self.topics.base)
         self.lease.vouch(now)
         self._save_role()
+        if self._fenced or self.lease.may_have_missed:
+            self.publisher.say_all_again()  # the other one served, and said its own on the same topics
         self._fenced = False
         self.publisher.say_only(None)
         self._publish_bridge()

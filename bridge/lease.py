@@ -57,7 +57,9 @@ class Lease:
         self.succeeds = False
         "Another one served meanwhile: it may have carried out what waited for us at the broker."
         self._contested = False
-        "The broker's last word was another bridge's."
+        "Another bridge may serve and not have been heard of yet: it has its time to answer."
+        self._is_others = False
+        "The broker's last word was of one that served: what came before our question is that one's to carry out."
         self._resumed = False
         self._instance = instance
         self._started_at = started_at
@@ -88,7 +90,7 @@ class Lease:
 
     def ask(self, now: float, *, resumed: bool) -> None:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
-        self._contested = self.yielded
+        self._contested = self._is_others = self.yielded
         self.role, self._resumed = Role.ASKING, resumed
         self.succeeds = self.yielded and resumed
         self._challenged = self._doubtful = self._stood_still = False
@@ -120,6 +122,7 @@ class Lease:
             self.since = None  # whoever serves goes on
         if retain:
             self._contested = True
+            self._is_others = self._is_others or bool(since or kept)
             return False
         theirs = (since is None, str(since or kept or _NEVER), started, instance)
         if theirs < (self.role is Role.ASKING, self.since or _NEVER, self._started_at, self._instance):
@@ -168,7 +171,12 @@ class Lease:
     @property
     def may_have_missed(self) -> bool:
         """Commands that are dropped now may have been carried out by nobody."""
-        return self.succeeds or self._doubtful
+        return self.succeeds or self._doubtful or self._is_before_question
+
+    @property
+    def _is_before_question(self) -> bool:
+        """What comes is for whoever served last, and that was another bridge. It may be dead."""
+        return self.role is Role.ASKING and self._is_others and self._until is None
 
     def settle(self, now: float) -> None:
         """Whoever asked, or claimed to serve, has not objected to our answer."""
@@ -208,8 +216,7 @@ class Lease:
         if self.role is Role.STANDING_BY:
             return Authority.DROP
         if self.role is Role.ASKING:
-            before = self._contested and self._until is None  # before the question: for whoever served then
-            return Authority.DROP if self.succeeds or before else Authority.WAIT
+            return Authority.DROP if self.succeeds or self._is_before_question else Authority.WAIT
         if self._is_quiet(now):
             return Authority.DROP if self._doubtful else Authority.WAIT
         if self._stood_still:

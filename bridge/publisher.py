@@ -411,6 +411,11 @@ class Publisher:
         """What a retained topic says is still to be published, or acknowledged."""
         return self._is_to_send(topic) or any(item.topic == topic for item in self._in_flight.values())
 
+    def say_all_again(self) -> None:
+        """Somebody else may have said something on any of our retained topics, `online` included."""
+        self.refresh(self._base)
+        self._born = False
+
     def say_online_again(self) -> None:
         """Somebody else said that the bridge is offline."""
         if self._birth.body == b"online":

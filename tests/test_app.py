@@ -22,6 +22,7 @@ from bridge.app import (
 )
 from bridge.goip.server import LineMemory
 from bridge.intake import MAX_REPEATS, MAX_REPEATS_BYTES
+from bridge.lease import Role
 from bridge.limits import BURST_S, SOURCE_PER_S
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
@@ -249,6 +250,9 @@ class Link:
         pass
 
     def pause(self, *, on: bool) -> None:
+        pass
+
+    def listen(self, *, on: bool) -> None:
         pass
 
 
@@ -536,3 +540,44 @@ async def test_a_farewell_that_is_refused_leaves_it_to_the_last_will(store: Stor
     bridge._drain(bridge.clock.monotonic())
     bridge.published([(link.unacknowledged.pop(), 0x87)])
     assert not bridge.publisher.said_goodbye
+
+
+async def test_who_serves_again_says_all_again_as_another_one_said_it_meanwhile(store: Store) -> None:
+    """Also where nothing of it has changed, and the connection is the same."""
+    bridge, link = make(store), Link()
+    bridge.link = bridge.publisher.link = link  # type: ignore[assignment]
+
+    def acknowledge() -> None:
+        while link.unacknowledged:
+            bridge.published([(link.unacknowledged.pop(), 0)])
+            bridge._serve_if_free()
+
+    bridge.datagrams_received([(b"req:1;id:l0;pass:p;", ("127.0.0.1", 4000))])
+    bridge.connected(session_present=False, version="5")
+    bridge.proved(time.monotonic())
+    bridge.subscribed({bridge.topics.filters()[0]: 1})
+    acknowledge()
+    bridge._save_announced()
+    bridge._second()
+    acknowledge()
+
+    def retained(published: list[Publication]) -> set[str]:
+        return {each.topic for each in published if each.retain and each.topic.startswith("goip/")}
+
+    ours = retained(link.published)
+    assert {"goip/bridge/availability", "goip/l0/availability"} <= ours
+    earlier = "2020-01-01T00:00:00.000Z"
+    info = {"instance": "other", "started_at": earlier, "serving_since": earlier}
+    bridge.received([command("goip/bridge/info", json.dumps(info).encode())])
+    assert bridge.lease.role is Role.STANDING_BY
+    acknowledge()
+    before = len(link.published)
+    bridge.received([command("goip/bridge/availability", b"offline")])
+    acknowledge()
+    bridge.lease._until = 0.0  # the time for an answer is over
+    bridge._serve_if_free()
+    acknowledge()
+    assert bridge.lease.role is Role.SERVING
+    bridge.subscribed({bridge.topics.filters()[0]: 1})
+    acknowledge()
+    assert retained(link.published[before:]) == ours

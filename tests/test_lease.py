@@ -316,8 +316,23 @@ def test_one_that_takes_over_leaves_what_came_before_its_question_to_the_other()
     one.ask(NOW, resumed=False)
     one.hear(word(EARLIER), NOW, retain=True)
     assert one.authority(NOW) is Authority.DROP
+    assert one.may_have_missed, "the other one may be dead"
     one.acknowledged(NOW)
     assert one.authority(NOW) is Authority.WAIT
+
+
+def test_what_waits_is_left_to_nobody_where_nobody_is_known_to_have_served() -> None:
+    """On a broker that keeps nothing; and where another one asked, and died before it served."""
+    blind, alone = Lease("home", STARTED, EARLIER), Lease("home", STARTED, EARLIER)
+    blind.ask(NOW, resumed=True)
+    blind.doubt()
+    alone.ask(NOW, resumed=True)
+    alone.hear(word(None), NOW, retain=True)
+    for one in (blind, alone):
+        assert one.authority(NOW) is Authority.WAIT
+        one.acknowledged(NOW)
+        assert not one.look(NOW, LATER), "there is time for an answer"
+        assert one.look(NOW + ANSWER_S, LATER)
 
 
 def test_one_that_stands_by_does_not_ask_while_it_hears_of_the_other(lease: Lease) -> None:
