@@ -534,7 +534,8 @@ class Publisher:
     @property
     def _said_birth(self) -> bool:
         topic = self._birth.topic
-        waits = topic in self._parked or topic in self._held or self._birth in self._in_flight.values()
+        in_flight = tuple(self._in_flight.values())  # at once: the health socket's thread looks as well
+        waits = topic in self._parked or topic in self._held or self._birth in in_flight
         return self._born and not waits
 
     @property
