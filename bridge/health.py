@@ -132,7 +132,7 @@ class HealthSocket:
                     connection.sendall(self._answer())
 
     def _answer(self) -> bytes:
-        """Nothing is locked: a look while the bridge changes what it looks at may fail, and then who asks asks again."""
+        """Nothing is locked: a look while the bridge changes may fail, and then whoever asks asks again."""
         try:
             return json.dumps(self._checks()).encode()
         except Exception:  # or nobody would be answered any more
