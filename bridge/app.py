@@ -747,6 +747,7 @@ class Bridge:
 
     def _stand_by(self) -> None:
         self._fenced = True
+        self._looking = False  # what was to be asked is answered
         self._save_role()
         if self.link is not None:
             self.link.listen(on=False)

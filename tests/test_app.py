@@ -303,6 +303,19 @@ async def test_a_bridge_that_stands_by_is_not_ready_and_says_why(store: Store) -
     assert results(store) == []
 
 
+async def test_a_bridge_that_heard_of_the_other_before_it_could_ask_does_not_ask(store: Store) -> None:
+    """Its question would overwrite what the other one says, and stop that one's commands for a while."""
+    bridge, link = make(store), Link()
+    bridge.link = bridge.publisher.link = link  # type: ignore[assignment]
+    bridge.connected(session_present=False, version="5")
+    info = b'{"instance":"other","started_at":"2020-01-01T00:00:00.000Z","serving_since":"2020-01-01T00:00:00.000Z"}'
+    bridge.received([command("goip/bridge/info", info)])
+    assert bridge.lease.role is Role.STANDING_BY
+    bridge.proved(time.monotonic())
+    bridge._second()
+    assert not [publication.topic for publication in link.published if publication.retain]
+
+
 async def test_a_command_that_the_store_refuses_to_write_is_answered_and_the_others_go_on(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
