@@ -90,6 +90,8 @@ class Lease:
 
     def ask(self, now: float, *, resumed: bool) -> None:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
+        if self._challenged:  # as after a crash (`kept`): whoever asked may serve by now, and not have been heard
+            self.yielded, self.since = True, None
         self._contested = self._is_others = self.yielded
         self.role, self._resumed = Role.ASKING, resumed
         self.succeeds = self.yielded and resumed

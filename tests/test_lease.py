@@ -370,6 +370,17 @@ def test_a_question_is_remembered_over_a_crash_until_nobody_objects_to_the_answe
     assert lease.kept == EARLIER
 
 
+def test_a_question_is_remembered_over_a_new_connection_as_over_a_crash(lease: Lease) -> None:
+    """The answer may have been too late, and the other one's claim was lost with the connection, or was heard."""
+    lease.hear(word(None), NOW, retain=False)
+    lease.hear(word(LATER), NOW + ANSWER_S, retain=False)
+    lease.ask(NOW + 30.0, resumed=True)
+    assert (lease.kept, lease.authority(NOW + 30.0), lease.may_have_missed) == ("", Authority.DROP, True)
+    lease.acknowledged(NOW + 30.0)
+    assert not lease.look(NOW + 30.0, LATER), "the other one has its time to answer"
+    assert lease.authority(NOW + 30.0) is Authority.DROP
+
+
 # -- whole bridges in a virtual world
 
 

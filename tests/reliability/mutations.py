@@ -323,6 +323,12 @@ MUTATIONS = (
         (TWO_BRIDGES, 10529),
     ),
     Mutation(
+        "two bridges: a question is forgotten with its connection",
+        (("bridge/lease.py", "        if self._challenged:  # as", "        if False:  # as"),),
+        None,
+        (TWO_BRIDGES, 7010),
+    ),
+    Mutation(
         "two bridges: who serves again says nothing again",
         (("bridge/app.py", "            self.publisher.say_all_again()  #", "            pass  #"),),
         None,
