@@ -738,6 +738,8 @@ class Bridge:
             log.warning("this bridge serves %s now", self.topics.base)
         self.lease.vouch(now)
         self._save_role()
+        if self._fenced or self.lease.may_have_missed:
+            self.publisher.say_all_again()  # the other one served, and said its own on the same topics
         self._fenced = False
         self.publisher.say_only(None)
         self._publish_bridge()
@@ -746,6 +748,7 @@ class Bridge:
 
     def _stand_by(self) -> None:
         self._fenced = True
+        self._looking = False  # what was to be asked is answered
         self._save_role()
         if self.link is not None:
             self.link.listen(on=False)

@@ -171,6 +171,7 @@ class Discovery:
         self._make(limit)
         link, now = self._publisher.link, self._clock.monotonic()
         if link is None or not link.connected:
+            self._more = False  # until `connected`
             return False  # or Home Assistant would get only the last of several steps
         if self._born_at is not None and now >= self._born_at:
             self._born_at, self._states_next = None, True

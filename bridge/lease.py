@@ -57,7 +57,11 @@ class Lease:
         self.succeeds = False
         "Another one served meanwhile: it may have carried out what waited for us at the broker."
         self._contested = False
-        "The broker's last word was another bridge's."
+        "Another bridge may serve and not have been heard of yet: it has its time to answer."
+        self._rivalled = False
+        "The broker's last word was another bridge's, and it does not have our claim yet."
+        self._is_others = False
+        "The broker's last word was of one that served: what came before our question is that one's to carry out."
         self._resumed = False
         self._instance = instance
         self._started_at = started_at
@@ -88,9 +92,11 @@ class Lease:
 
     def ask(self, now: float, *, resumed: bool) -> None:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
-        # Did the connection end before the broker had our answer, or our claim?
-        self.yielded = self.yielded or self._challenged or (self._contested and self.role is Role.SERVING)
-        self._contested = self.yielded
+        # Did the connection end before the broker had our answer to another one, or our claim against it? Then that one
+        # may serve by now, and not have been heard, as after a crash (`kept`).
+        if self._challenged or (self._rivalled and self.role is Role.SERVING):
+            self.yielded, self.since = True, None
+        self._contested = self._is_others = self._rivalled = self.yielded
         self.role, self._resumed = Role.ASKING, resumed
         self.succeeds = self.yielded and resumed
         self._challenged = self._doubtful = self._stood_still = False
@@ -121,7 +127,8 @@ class Lease:
             self.yielded, self.succeeds = True, self.succeeds or self._resumed
             self.since = None  # whoever serves goes on
         if retain:
-            self._contested = True
+            self._contested = self._rivalled = True
+            self._is_others = self._is_others or bool(since or kept)
             return False
         theirs = (since is None, str(since or kept or _NEVER), started, instance)
         wins = theirs < (self.role is Role.ASKING, self.since or _NEVER, self._started_at, self._instance)
@@ -149,7 +156,7 @@ class Lease:
         if self.role is Role.ASKING and self._until is None:
             self._until = now + ANSWER_S if self._contested else now
         elif self.role is Role.SERVING and not self._said:
-            self._said, self.yielded, self._contested = True, False, False
+            self._said, self.yielded, self._rivalled = True, False, False
             if self._challenged:
                 self._answered_at, self._quiet_until = now, now + ANSWER_S
             return True
@@ -163,7 +170,7 @@ class Lease:
         To be kept before this bridge says anything: what it says on `bridge/info`, and what of it arrives late, hides
         from its next run that another one served.
         """
-        unsaid = self._contested and (self.role is Role.ASKING or not self._said)
+        unsaid = self._rivalled and (self.role is Role.ASKING or not self._said)
         return "" if self.yielded or self._challenged or unsaid else self.since
 
     @property
@@ -174,7 +181,12 @@ class Lease:
     @property
     def may_have_missed(self) -> bool:
         """Commands that are dropped now may have been carried out by nobody."""
-        return self.succeeds or self._doubtful
+        return self.succeeds or self._doubtful or self._is_before_question
+
+    @property
+    def _is_before_question(self) -> bool:
+        """What comes is for whoever served last, and that was another bridge. It may be dead."""
+        return self.role is Role.ASKING and self._is_others and self._until is None
 
     def settle(self, now: float) -> None:
         """Whoever asked, or claimed to serve, has not objected to our answer."""
@@ -214,8 +226,7 @@ class Lease:
         if self.role is Role.STANDING_BY:
             return Authority.DROP
         if self.role is Role.ASKING:
-            before = self._contested and self._until is None  # before the question: for whoever served then
-            return Authority.DROP if self.succeeds or before else Authority.WAIT
+            return Authority.DROP if self.succeeds or self._is_before_question else Authority.WAIT
         if self._is_quiet(now):
             return Authority.DROP if self._doubtful else Authority.WAIT
         if self._stood_still:

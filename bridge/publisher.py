@@ -411,6 +411,11 @@ class Publisher:
         """What a retained topic says is still to be published, or acknowledged."""
         return self._is_to_send(topic) or any(item.topic == topic for item in self._in_flight.values())
 
+    def say_all_again(self) -> None:
+        """Somebody else may have said something on any of our retained topics, `online` included."""
+        self.refresh(self._base)
+        self._born = False
+
     def say_online_again(self) -> None:
         """Somebody else said that the bridge is offline."""
         if self._birth.body == b"online":
@@ -529,7 +534,8 @@ class Publisher:
     @property
     def _said_birth(self) -> bool:
         topic = self._birth.topic
-        waits = topic in self._parked or topic in self._held or self._birth in self._in_flight.values()
+        in_flight = tuple(self._in_flight.values())  # at once: the health socket's thread looks as well
+        waits = topic in self._parked or topic in self._held or self._birth in in_flight
         return self._born and not waits
 
     @property

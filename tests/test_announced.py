@@ -9,7 +9,7 @@ import pytest
 
 from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
 from bridge.clock import Clock
-from bridge.discovery import MAX_ORPHANS
+from bridge.discovery import DEVICES_AT_ONCE, MAX_ORPHANS
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.store import Store
@@ -202,3 +202,20 @@ async def test_documents_that_others_publish_in_our_name_take_bounded_room(store
     endless = "homeassistant/device/goip_home_" + "x" * 60_000 + "/config"
     world.bridge.received([Incoming(endless, orphan, False, False, None, None, 0, 1)])
     assert endless not in discovery._due
+
+
+async def test_devices_that_wait_for_the_broker_keep_nobody_busy(store: Store) -> None:
+    """It goes while they are being published: what is left has its turn when it is back."""
+    lines = {f"l{n}": {"password": "p"} for n in range(3 * DEVICES_AT_ONCE)}
+    world = World(store, lines)
+    world.clock.now += 1.0
+    world.bridge._announce(DEVICES_AT_ONCE)
+    assert world.bridge.discovery.is_due
+    world.link.connected = False
+    assert not world.bridge._announce(DEVICES_AT_ONCE), "or it would be looked at a hundred times a second"
+    world.link.connected = True
+    world.bridge.connected(session_present=True, version="5")
+    world.settle()
+    for _ in lines:
+        world.seconds(1)
+    assert {f"homeassistant/device/goip_home_{line}/config" for line in lines} <= world.topics()

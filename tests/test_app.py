@@ -22,6 +22,7 @@ from bridge.app import (
 )
 from bridge.goip.server import LineMemory
 from bridge.intake import MAX_REPEATS, MAX_REPEATS_BYTES
+from bridge.lease import Role
 from bridge.limits import BURST_S, SOURCE_PER_S
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
@@ -251,6 +252,9 @@ class Link:
     def pause(self, *, on: bool) -> None:
         pass
 
+    def listen(self, *, on: bool) -> None:
+        pass
+
 
 class Recorder:
     """A UDP socket's side of sending."""
@@ -297,6 +301,19 @@ async def test_a_bridge_that_stands_by_is_not_ready_and_says_why(store: Store) -
     assert "'other' serves goip" in check["reason"].replace(",", "")
     bridge.received([command("goip/l0/cmd/sms", b'{"to":"1","text":"x"}')])
     assert results(store) == []
+
+
+async def test_a_bridge_that_heard_of_the_other_before_it_could_ask_does_not_ask(store: Store) -> None:
+    """Its question would overwrite what the other one says, and stop that one's commands for a while."""
+    bridge, link = make(store), Link()
+    bridge.link = bridge.publisher.link = link  # type: ignore[assignment]
+    bridge.connected(session_present=False, version="5")
+    info = b'{"instance":"other","started_at":"2020-01-01T00:00:00.000Z","serving_since":"2020-01-01T00:00:00.000Z"}'
+    bridge.received([command("goip/bridge/info", info)])
+    assert bridge.lease.role is Role.STANDING_BY
+    bridge.proved(time.monotonic())
+    bridge._second()
+    assert not [publication.topic for publication in link.published if publication.retain]
 
 
 async def test_a_command_that_the_store_refuses_to_write_is_answered_and_the_others_go_on(
@@ -536,3 +553,44 @@ async def test_a_farewell_that_is_refused_leaves_it_to_the_last_will(store: Stor
     bridge._drain(bridge.clock.monotonic())
     bridge.published([(link.unacknowledged.pop(), 0x87)])
     assert not bridge.publisher.said_goodbye
+
+
+async def test_who_serves_again_says_all_again_as_another_one_said_it_meanwhile(store: Store) -> None:
+    """Also where nothing of it has changed, and the connection is the same."""
+    bridge, link = make(store), Link()
+    bridge.link = bridge.publisher.link = link  # type: ignore[assignment]
+
+    def acknowledge() -> None:
+        while link.unacknowledged:
+            bridge.published([(link.unacknowledged.pop(), 0)])
+            bridge._serve_if_free()
+
+    bridge.datagrams_received([(b"req:1;id:l0;pass:p;", ("127.0.0.1", 4000))])
+    bridge.connected(session_present=False, version="5")
+    bridge.proved(time.monotonic())
+    bridge.subscribed({bridge.topics.filters()[0]: 1})
+    acknowledge()
+    bridge._save_announced()
+    bridge._second()
+    acknowledge()
+
+    def retained(published: list[Publication]) -> set[str]:
+        return {each.topic for each in published if each.retain and each.topic.startswith("goip/")}
+
+    ours = retained(link.published)
+    assert {"goip/bridge/availability", "goip/l0/availability"} <= ours
+    earlier = "2020-01-01T00:00:00.000Z"
+    info = {"instance": "other", "started_at": earlier, "serving_since": earlier}
+    bridge.received([command("goip/bridge/info", json.dumps(info).encode())])
+    assert bridge.lease.role is Role.STANDING_BY
+    acknowledge()
+    before = len(link.published)
+    bridge.received([command("goip/bridge/availability", b"offline")])
+    acknowledge()
+    bridge.lease._until = 0.0  # the time for an answer is over
+    bridge._serve_if_free()
+    acknowledge()
+    assert bridge.lease.role is Role.SERVING
+    bridge.subscribed({bridge.topics.filters()[0]: 1})
+    acknowledge()
+    assert retained(link.published[before:]) == ours

@@ -370,6 +370,20 @@ async def test_a_broker_without_retained_messages_is_worked_with(tmp_path: Path)
             await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"offline")
 
 
+async def test_without_retained_messages_a_command_published_while_the_bridge_is_down_is_executed(
+    tmp_path: Path,
+) -> None:
+    """Nobody can tell whether another bridge served meanwhile; but none was ever heard of."""
+    async with own_broker(tmp_path / "broker") as broker:
+        allow_less(broker, "retain_available false")
+        async with bridged(tmp_path, as_broker(broker)) as (bridge, _line, watcher):
+            assert await bridge.stop() == 0
+            await watcher.publish("goip/goip1/cmd/sms", {"id": "away", "to": "49151", "text": "x"})
+            await bridge.start()
+            result = await watcher.until("goip/goip1/result/sms")
+            assert (result.json["id"], result.json["code"]) == ("away", "ok")
+
+
 async def test_without_retained_messages_too_one_of_two_bridges_serves(tmp_path: Path) -> None:
     """The second hears nothing of the first when it comes; so it waits for an answer."""
     async with own_broker(tmp_path / "broker") as broker:

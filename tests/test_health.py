@@ -19,6 +19,7 @@ from paho.mqtt import publish
 from test_send import cli, environment, faults
 
 from bridge.health import HealthSocket, socket_path
+from bridge.health import trouble as trouble_of
 from bridge.topics import Topics
 from broker_fixture import Broker
 from brokers import SERVER_NAME, Mosquitto, amqtt_broker, find_mosquitto, free_port, make_certificates
@@ -196,6 +197,25 @@ def test_who_connects_and_says_nothing_keeps_nobody_waiting(tmp_path: Path) -> N
             idle.connect(str(tmp_path / "s.db-health"))
         assert cli(tmp_path, "health").returncode == 0
     listening.close()
+
+
+def test_a_look_that_met_a_change_is_no_last_one(tmp_path: Path) -> None:
+    looks = iter([RuntimeError("dictionary changed size during iteration"), WELL])
+
+    def checks() -> dict[str, Any]:
+        found = next(looks)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    store = tmp_path / "s.db"
+    listening = HealthSocket(socket_path(store), checks)
+    listening.start()
+    try:
+        assert trouble_of(store, 1.0) is not None
+        assert trouble_of(store, 1.0) is None
+    finally:
+        listening.close()
 
 
 def test_a_folder_that_takes_no_socket_stops_no_bridge(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

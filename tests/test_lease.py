@@ -327,8 +327,23 @@ def test_one_that_takes_over_leaves_what_came_before_its_question_to_the_other()
     one.ask(NOW, resumed=False)
     one.hear(word(EARLIER), NOW, retain=True)
     assert one.authority(NOW) is Authority.DROP
+    assert one.may_have_missed, "the other one may be dead"
     one.acknowledged(NOW)
     assert one.authority(NOW) is Authority.WAIT
+
+
+def test_what_waits_is_left_to_nobody_where_nobody_is_known_to_have_served() -> None:
+    """On a broker that keeps nothing; and where another one asked, and died before it served."""
+    blind, alone = Lease("home", STARTED, EARLIER), Lease("home", STARTED, EARLIER)
+    blind.ask(NOW, resumed=True)
+    blind.doubt()
+    alone.ask(NOW, resumed=True)
+    alone.hear(word(None), NOW, retain=True)
+    for one in (blind, alone):
+        assert one.authority(NOW) is Authority.WAIT
+        one.acknowledged(NOW)
+        assert not one.look(NOW, LATER), "there is time for an answer"
+        assert one.look(NOW + ANSWER_S, LATER)
 
 
 def test_one_that_stands_by_does_not_ask_while_it_hears_of_the_other(lease: Lease) -> None:
@@ -367,15 +382,15 @@ def test_a_question_is_remembered_over_a_crash_until_nobody_objects_to_the_answe
     assert lease.kept == EARLIER
 
 
-def test_who_could_not_answer_before_its_connection_ended_gives_way(lease: Lease) -> None:
-    """What it said may arrive late and stand on the topic, as if no other one had served."""
+def test_a_question_is_remembered_over_a_new_connection_as_over_a_crash(lease: Lease) -> None:
+    """The answer may have been too late, and the other one's claim was lost with the connection, or was heard."""
     lease.hear(word(None), NOW, retain=False)
     lease.hear(word(LATER), NOW + ANSWER_S, retain=False)
     lease.ask(NOW + 30.0, resumed=True)
-    assert lease.succeeds
+    assert (lease.kept, lease.authority(NOW + 30.0), lease.may_have_missed) == ("", Authority.DROP, True)
     lease.acknowledged(NOW + 30.0)
+    assert not lease.look(NOW + 30.0, LATER), "the other one has its time to answer"
     assert lease.authority(NOW + 30.0) is Authority.DROP
-    assert not lease.look(NOW + 30.0, LATER)
 
 
 # -- whole bridges in a virtual world

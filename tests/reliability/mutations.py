@@ -323,6 +323,18 @@ MUTATIONS = (
         (TWO_BRIDGES, 10529),
     ),
     Mutation(
+        "two bridges: a question is forgotten with its connection",
+        (("bridge/lease.py", "        if self._challenged:  # as", "        if False:  # as"),),
+        None,
+        (TWO_BRIDGES, 7010),
+    ),
+    Mutation(
+        "two bridges: who serves again says nothing again",
+        (("bridge/app.py", "            self.publisher.say_all_again()  #", "            pass  #"),),
+        None,
+        (TWO_BRIDGES, 5057),
+    ),
+    Mutation(
         "commands that wait are carried out although their connection has ended",
         (("bridge/app.py", "        self._forget_backlog()  # those with QoS 1 come again\n", ""),),
         None,

@@ -818,6 +818,18 @@ class Run:
         ]
         if len(serving) != 1:
             self.violations.append(f"in the end {serving or 'nobody'} serve")
+        said = self.broker.retained.get("goip/bridge/availability", b"").decode()
+        if said != "online":
+            self.violations.append(f"in the end the bridge is {said!r}")
+        for machine in self.machines:
+            if machine.name not in serving:
+                continue
+            assert machine.bridge is not None
+            for line in machine.bridge.server.lines:
+                true = {True: "online", False: "offline"}.get(line.online)  # type: ignore[arg-type]
+                told = self.broker.retained.get(f"goip/{line.name}/availability", b"").decode()
+                if true is not None and told != true:
+                    self.violations.append(f"in the end {line.name} is {true}, and told to be {told!r}")
         accepted: dict[str, list[str]] = {}
         for machine in self.machines:
             for life in machine.lives:
