@@ -773,10 +773,10 @@ class Bridge:
     def _tell_dropped(self) -> None:
         """Those that were published while nobody served are lost, and nobody can tell which these are."""
         if self._dropped and self.lease.role is not Role.ASKING:
+            named = f", with instance {self.lease.rival!r}," if self.lease.rival else ""  # a restart forgets it
             message = (
-                f"{self._dropped} commands waited here while another bridge, with instance {self.lease.rival!r}, "
-                "served. It has carried them out, but for those that came while none of the two served: repeat what "
-                "had no result, with the same id."
+                f"{self._dropped} commands waited here while another bridge{named} served. It has carried them out, "
+                "but for those that came while none of the two served: repeat what had no result, with the same id."
             )
             self._dropped = 0
             self._notices.append({"event_type": "takeover", "message": message})
