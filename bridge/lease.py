@@ -143,7 +143,9 @@ class Lease:
             # A claim that follows when the broker had our answer to the question is taken back before it takes effect.
             harmless = since is None or (self._said and now < self._answered_at + AGAIN_S)
             self._doubtful = not harmless or (self._doubtful and self._is_quiet(now))
+            again = not (wins and self._challenged and not self._said)  # else two could answer each other for ever
             self._said, self._challenged = False, True
+            return again
         return True
 
     def heard_of_other(self, now: float) -> None:

@@ -315,7 +315,7 @@ MUTATIONS = (
         (
             (
                 "bridge/lease.py",
-                '        return "" if self.yielded or self._challenged else self.since\n',
+                '        return "" if self.yielded or self._challenged or unsaid else self.since\n',
                 "        return self.since\n",
             ),
         ),
@@ -324,7 +324,13 @@ MUTATIONS = (
     ),
     Mutation(
         "two bridges: a question is forgotten with its connection",
-        (("bridge/lease.py", "        if self._challenged:  # as", "        if False:  # as"),),
+        (
+            (
+                "bridge/lease.py",
+                "        if self._challenged or (self._rivalled and self.role is Role.SERVING):\n",
+                "        if False:\n",
+            ),
+        ),
         None,
         (TWO_BRIDGES, 7010),
     ),
@@ -333,12 +339,6 @@ MUTATIONS = (
         (("bridge/app.py", "            self.publisher.say_all_again()  #", "            pass  #"),),
         None,
         (TWO_BRIDGES, 5057),
-    ),
-    Mutation(
-        "commands that wait are carried out although their connection has ended",
-        (("bridge/app.py", "        self._forget_backlog()  # those with QoS 1 come again\n", ""),),
-        None,
-        (TWO_BRIDGES, 14),
     ),
 )
 "What must be noticed; what is written here is part of what the proof promises."
