@@ -296,7 +296,7 @@ MUTATIONS = (
             ("bridge/lease.py", "        if self._stood_still:\n", "        if False:\n"),
         ),
         None,
-        (TWO_BRIDGES, 14),
+        (TWO_BRIDGES, 6),
     ),
     Mutation(
         "two bridges: another one's question or claim stops no command",
@@ -308,19 +308,7 @@ MUTATIONS = (
             ),
         ),
         None,
-        (TWO_BRIDGES, 14),
-    ),
-    Mutation(
-        "two bridges: that another one served is forgotten in a crash",
-        (
-            (
-                "bridge/lease.py",
-                '        return "" if self.yielded or self._challenged or unsaid else self.since\n',
-                "        return self.since\n",
-            ),
-        ),
-        None,
-        (TWO_BRIDGES, 10529),
+        (TWO_BRIDGES, 18),
     ),
     Mutation(
         "two bridges: a question is forgotten with its connection",
