@@ -457,6 +457,16 @@ async def test_strangers_lines_cost_nothing(tmp_path: Path) -> None:
         assert "fault of the bridge" not in bridge.log
 
 
+async def taken_port(port: int) -> socket.socket:
+    """As soon as the last thread of whoever had it is gone."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            try:
+                return socket.create_server(("127.0.0.1", port))
+            except OSError:
+                await asyncio.sleep(0.01)
+
+
 async def test_lines_are_served_when_the_port_is_gone_after_a_crash(tmp_path: Path) -> None:
     async with served(tmp_path) as (bridge, client):
         with raw_line(bridge.udp_port) as line:
@@ -464,7 +474,7 @@ async def test_lines_are_served_when_the_port_is_gone_after_a_crash(tmp_path: Pa
             assert bridge.process is not None
             signal_and_wait(bridge.process.pid, signal.SIGSTOP, "T")
             signal_and_wait(bridge.worker_pid, signal.SIGKILL, "Z")
-            with socket.create_server(("127.0.0.1", client.port)):
+            with await taken_port(client.port):
                 bridge.process.send_signal(signal.SIGCONT)
                 await line.register()
                 await bridge.logged("going on without status page and metrics")
@@ -671,7 +681,8 @@ async def test_what_waits_at_the_door_is_closed_and_leaves_nothing(tmp_path: Pat
             stack.callback(writer.close)
         assert await raw(client.port, b"GET /livez HTTP/1.1\r\n") == b""  # its time is over
         with contextlib.suppress(ConnectionError):
-            assert await raw(client.port, b"GET /livez HTTP/1.1\r\nX: " + b"x" * 2 * http.MAX_LINE) == b""
+            answer = await raw(client.port, b"GET /livez HTTP/1.1\r\nX: " + b"x" * 2 * http.MAX_LINE)
+            assert answer == b"" or b" 400 " in answer.splitlines()[0]  # the latter when there was room meanwhile
         await stack.aclose()
         async with aiohttp.ClientSession() as session:
             again = Http(session, client.port)
