@@ -332,6 +332,8 @@ class Link:
         self._sent_last = self._received_last = 0.0
         self._reading = False
         self._reads = random.Random(machine.rng.random())
+        self._open = False
+        "The socket of this connection is not closed."
 
     @property
     def connected(self) -> bool:
@@ -354,7 +356,7 @@ class Link:
     async def _one_connection(self) -> None:
         self._number += 1
         number, path = self._number, self._machine.path
-        self._in_flight = 0
+        self._in_flight, self._open = 0, True
         self._sent.clear()
         self._pings.clear()
         self._ended.clear()
@@ -390,7 +392,7 @@ class Link:
 
     def _drop(self) -> None:
         """Close the socket: what was not read is lost, and the broker hears of it when the path lets it."""
-        self._ready = False
+        self._ready = self._open = False
         peer, self._peer = self._peer, None
         if peer is not None:
             self._machine.path.up.send(lambda: self._broker.take(peer, ("fin",)))
@@ -398,7 +400,7 @@ class Link:
 
     def arrive(self, number: int, packet: tuple[Any, ...]) -> None:
         """Into the socket's buffer."""
-        if number == self._number and not self._life.dead:
+        if number == self._number and self._open and not self._life.dead:
             self._socket.append((number, packet))
             if not self._reading:
                 self._reading = True
