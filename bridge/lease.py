@@ -9,7 +9,8 @@ broker handles packets, and time: a bridge carries out a command only within `AU
 the broker answered, and another one begins to serve only `ANSWER_S` after the broker had its question. A bridge that
 hears a question or a claim carries out nothing more until the broker has its answer and `ANSWER_S` have passed; and one
 that begins to serve carries out nothing before the broker has its claim, as an answer that was there earlier is heard
-earlier. docs/reliability.md says what that promises and what it does not.
+earlier. Of two that serve one gives way only to an answer, since what a dead bridge said may arrive late, and what it
+must know after a crash is kept before it speaks. docs/reliability.md says what that promises and what it does not.
 """
 
 import enum

@@ -19,11 +19,27 @@ import yaml
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from bridge.clock import Clock
 from broker_fixture import Broker
 from brokers import Mosquitto
 
 LIMIT_S = 45.0
 "How long anything may take before a test gives up on it."
+
+
+class StoppedClock(Clock):
+    """Stands still but for the test, which sets `now`."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def boottime(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1_700_000_000.0 + self.now
 
 
 def free_udp_port() -> int:

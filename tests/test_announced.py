@@ -8,29 +8,14 @@ from typing import Any
 import pytest
 
 from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
-from bridge.clock import Clock
 from bridge.discovery import DEVICES_AT_ONCE, MAX_ORPHANS
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.store import Store
+from harness import StoppedClock
 
 ONE = {"l0": {"password": "p"}}
 TWO = ONE | {"l1": {"password": "p"}}
-
-
-class Time(Clock):
-    """Stands still but for the test."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def boottime(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return 1_700_000_000.0 + self.now
 
 
 class Link:
@@ -72,7 +57,7 @@ class World:
     """A bridge at a broker that acknowledges everything."""
 
     def __init__(self, store: Store, lines: dict[str, Any]) -> None:
-        self.store, self.lines, self.clock = store, lines, Time()
+        self.store, self.lines, self.clock = store, lines, StoppedClock()
         self.bridge = Bridge(self.settings(), store, self.settings, self.clock)
         self.link = Link(store)
         self.acknowledged = 0
@@ -126,7 +111,7 @@ async def test_a_device_of_the_first_moment_is_known_before(store: Store) -> Non
 
 async def test_what_the_first_sms_brings_about_is_known_before(store: Store) -> None:
     """It may come before the bridge is connected, and the disk may fail in between."""
-    bridge = Bridge(Settings(lines=ONE), store, lambda: Settings(lines=ONE), Time())
+    bridge = Bridge(Settings(lines=ONE), store, lambda: Settings(lines=ONE), StoppedClock())
     bridge.datagrams_received([(b"RECEIVE:1;id:l0;password:p;srcnum:1;msg:x", ("127.0.0.1", 4000))])
     assert json.loads(store.get(NAMED_LINES)) == ["l0"]
 

@@ -20,30 +20,15 @@ from typing import Any
 import pytest
 
 from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
-from bridge.clock import Clock
 from bridge.goip.events import Address
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.store import Store
+from harness import StoppedClock
 
 LINES = ("l0", "l1", "l2", "l3")
 STEPS = 1200
 WINDOW = 100
-
-
-class Time(Clock):
-    """Stands still but for the test."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def boottime(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return 1_700_000_000.0 + self.now
 
 
 class Link:
@@ -102,7 +87,7 @@ class World:
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.rng = random.Random(seed)
-        self.clock = Time()
+        self.clock = StoppedClock()
         self.path = folder / "bridge.db"
         self.config: dict[str, Any] = {"lines": {line: {"password": "p"} for line in LINES}}
         self.published: list[Publication] = []
