@@ -676,7 +676,10 @@ class Bridge:
         before = self.lease.role
         if self.lease.hear(message.payload, self.clock.monotonic(), retain=message.retain):
             self._save_role()
-            self.publisher.say_again(message.topic)
+            if self._stalled:
+                self._looking = True  # said when the disk is back: what it answers is kept first
+            else:
+                self.publisher.say_again(message.topic)
             self._tell_rival("It stands by as long as this one serves")
         elif self.lease.role is not before:
             self._stand_by()
@@ -1382,7 +1385,8 @@ class Bridge:
         if steady.believed and not self._stalled:
             passed, upto = steady.believed, steady.upto
 
-            task = [passed, self.store.first_sms() - 1, min(upto, self.store.last_sms())]
+            last = self.store.last_sms()
+            task = [passed, (self.store.first_sms() or last + 1) - 1, min(upto, last)]
 
             def begin(_batch: Batch) -> None:
                 self.store.put(HASTENING, orjson.dumps(task).decode())

@@ -185,7 +185,8 @@ def healthy(bridge: "Bridge") -> dict[str, Check]:
     checks = ready(bridge) | alive(bridge)
     role, rival = bridge.lease.role, bridge.lease.rival
     if role is Role.STANDING_BY or (role is Role.ASKING and bridge.fenced):
-        checks["serving"] = {"ok": True, "reason": f"stands by while another bridge, {rival!r}, serves"}
+        other = f"another bridge, {rival!r}," if rival else "another bridge"  # a restart forgets which
+        checks["serving"] = {"ok": True, "reason": f"stands by while {other} serves"}
     elif not bridge.publisher.said_online:
         checks["serving"] = {"ok": False, "reason": "connects, and has not said `online` yet"}
     return checks

@@ -18,6 +18,7 @@ from bridge.app import (
     MAX_SENDID,
     MOST_COMMAND_BYTES,
     MOST_COMMANDS,
+    SERVING_SINCE,
     Bridge,
 )
 from bridge.goip.server import LineMemory
@@ -219,6 +220,34 @@ async def test_commands_that_wait_for_the_disk_are_forgotten_with_their_connecti
     assert store.queued("l0", 10) == []
     bridge.received([replace(command("goip/l0/cmd/sms", b'{"to":"1","text":"x"}'), dup=True, connection=2)])
     assert [row.number for row in store.queued("l0", 10)] == ["1"]
+
+
+async def test_another_ones_question_is_answered_when_what_that_means_can_be_kept(store: Store) -> None:
+    """A crash between the answer and what is kept of it would forget that another bridge may serve."""
+    bridge = make(store)
+    bridge._go_on()
+    bridge.pump()
+    bridge.link = bridge.publisher.link = link = Link()  # type: ignore[assignment]
+    bridge.connected(session_present=False, version="5")
+    bridge.proved(time.monotonic())
+    for _ in range(2):  # the question, and the claim
+        bridge.published([(token, 0) for token in range(len(link.published))])
+    assert bridge.lease.role is Role.SERVING
+    store._db.execute("PRAGMA query_only = ON")
+    link.published.clear()
+    question = json.dumps({"instance": "other", "started_at": "2026-01-01T00:00:00Z", "serving_since": None}).encode()
+    bridge._heard_of_ourselves(Incoming("goip/bridge/info", question, False, False, None, None, 0, 0))
+    assert bridge.stalled
+    bridge._second()
+    bridge.proved(time.monotonic())
+    bridge.published([])
+    assert link.published == []
+    store._db.execute("PRAGMA query_only = OFF")
+    bridge._try_again()
+    bridge._second()
+    bridge.proved(time.monotonic())
+    assert "goip/bridge/info" in link.topics
+    assert store.get(SERVING_SINCE) == ""
 
 
 class Link:

@@ -434,3 +434,13 @@ async def test_a_step_is_believed_once_also_when_the_bridge_dies_then(life: Life
     life.start()
     life.wait(BELIEVED_S + 20)
     assert life.states() == {"a": "queued"}
+
+
+async def test_a_step_costs_nothing_where_no_sms_waits(life: Life) -> None:
+    life.store._db.execute("INSERT INTO sqlite_sequence VALUES ('sms', 1000000000)")  # those are long pruned
+    life.machine.wall += DAY
+    life.wait(1)
+    while life.bridge.steady.pending or life.bridge.steady.believed:
+        life.wait(1)
+    life.wait(1)
+    assert not life.bridge._hastening
