@@ -79,6 +79,7 @@ DROPS_LOGGED = 30
 "Dropped datagrams that are logged in a minute: one for each host, and no more in all."
 DROPS_DEBUGGED_PER_S = 20.0
 SERVING_SINCE = "serving_since"
+RIVAL = "rival"
 "In the store: since when this bridge serves its base topic; empty when another one does."
 STEADY = "steady"
 "In the store: what `bridge.clock.SteadyTime` goes on from."
@@ -211,8 +212,9 @@ class Bridge:
         "What the broker answered to each."
         self._own_topics = tuple(self.topics.bridge(name) for name in ("availability", "info", "health"))
         since = store.get(SERVING_SINCE)
-        self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since)
-        self._saved_role = since
+        rival = store.get(RIVAL) or ""
+        self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since, rival)
+        self._saved_role = since, rival
         self._fenced = since == ""
         "Another bridge may be at work in our place: nothing new is sent."
         self._stall_drops = 0
@@ -675,14 +677,17 @@ class Bridge:
             return  # no command is taken any more: whoever asks may serve
         before = self.lease.role
         if self.lease.hear(message.payload, self.clock.monotonic(), retain=message.retain):
-            self._save_role()
-            if self._stalled:
-                self._looking = True  # said when the disk is back: what it answers is kept first
-            else:
-                self.publisher.say_again(message.topic)
+            self._say_again()
             self._tell_rival("It stands by as long as this one serves")
         elif self.lease.role is not before:
             self._stand_by()
+
+    def _say_again(self) -> None:
+        self._save_role()
+        if self._stalled:
+            self._looking = True  # when the disk is back
+        else:
+            self.publisher.say_again(self._own_topics[1])
 
     def _ask(self, *, resumed: bool) -> None:
         """Whether another bridge serves our base topic."""
@@ -742,7 +747,8 @@ class Bridge:
         self.lease.vouch(now)
         self._save_role()
         if self._fenced or self.lease.may_have_missed:
-            self.publisher.say_all_again()  # the other one served, and said its own on the same topics
+            # The other one served, and said its own on the same topics, but for this one: the broker has the claim.
+            self.publisher.say_all_again(but=self._own_topics[1])
         self._fenced = False
         self.publisher.say_only(None)
         self._publish_bridge()
@@ -785,11 +791,16 @@ class Bridge:
             self._notices.append({"event_type": "takeover", "message": message})
 
     def _save_role(self) -> None:
-        since = self.lease.kept
-        if self._stalled or since is None or since == self._saved_role:
+        since, rival = role = self.lease.kept, self.lease.rival
+        if self._stalled or since is None or role == self._saved_role:
             return
-        if self._commit([], lambda _batch: self.store.put(SERVING_SINCE, since)):
-            self._saved_role = since
+
+        def keep(_batch: Batch) -> None:
+            self.store.put(SERVING_SINCE, since)
+            self.store.put(RIVAL, rival)
+
+        if self._commit([], keep):
+            self._saved_role = role
 
     def _drop_backlog(self) -> None:
         """What waits is for another bridge."""
@@ -1511,6 +1522,8 @@ class Bridge:
         self.publisher.retry_parked()
         if self.link is not None:
             self.link.subscribe_again()
+        if self.link is not None and self.link.connected and self.lease.say_again():
+            self._say_again()
         self._publish_bridge()
         self._feed_all()
         words = [f"{name}.discovery and prefix" if name == "homeassistant" else name for name in fixed]

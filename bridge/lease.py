@@ -47,20 +47,20 @@ class Authority(enum.Enum):
 class Lease:
     """One bridge's part. `now` is monotonic seconds."""
 
-    def __init__(self, instance: str, started_at: str, since: str | None) -> None:
-        """`since` is what was kept in the store: since when this bridge serves, or empty while it stood by."""
+    def __init__(self, instance: str, started_at: str, since: str | None, rival: str = "") -> None:
+        """`since` and `rival` are what was kept in the store: since when this bridge serves, or empty while it stood by
+        or its word was on its way; and the bridge that was heard of last.
+        """
         self.role = Role.SERVING  # there is nobody to ask
         self.since = since or None
-        self.rival = ""
-        "The instance of another bridge that was heard of."
+        self.rival = rival
+        "The instance of another bridge that was heard of, ever: this one is not alone."
         self.yielded = since == ""
         "Another one served since this one did. To be kept in the store (`kept`) before the broker has a word of ours."
         self.succeeds = False
         "Another one served meanwhile: it may have carried out what waited for us at the broker."
         self._contested = False
         "Another bridge may serve and not have been heard of yet: it has its time to answer."
-        self._rivalled = False
-        "The broker's last word was another bridge's, and it does not have our claim yet."
         self._is_others = False
         "The broker's last word was of one that served: what came before our question is that one's to carry out."
         self._resumed = False
@@ -93,11 +93,9 @@ class Lease:
 
     def ask(self, now: float, *, resumed: bool) -> None:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
-        # Did the connection end before the broker had our answer to another one, or our claim against it? Then that one
-        # may serve by now, and not have been heard, as after a crash (`kept`).
-        if self._challenged or (self._rivalled and self.role is Role.SERVING):
+        if self.kept == "":  # another one may serve by now, and not have been heard, as after a crash
             self.yielded, self.since = True, None
-        self._contested = self._is_others = self._rivalled = self.yielded
+        self._contested = self._is_others = self.yielded
         self.role, self._resumed = Role.ASKING, resumed
         self.succeeds = self.yielded and resumed
         self._challenged = self._doubtful = self._stood_still = False
@@ -128,7 +126,7 @@ class Lease:
             self.yielded, self.succeeds = True, self.succeeds or self._resumed
             self.since = None  # whoever serves goes on
         if retain:
-            self._contested = self._rivalled = True
+            self._contested = True
             self._is_others = self._is_others or bool(since or kept)
             return False
         theirs = (since is None, str(since or kept or _NEVER), started, instance)
@@ -149,6 +147,13 @@ class Lease:
             return again
         return True
 
+    def say_again(self) -> bool:
+        """What it says has changed. True when that is to be kept first (`kept`), and then said, before it goes on."""
+        if not self.rival or self.role is not Role.SERVING:
+            return False
+        self._said = False
+        return True
+
     def heard_of_other(self, now: float) -> None:
         """Standing by: whoever serves is alive."""
         if self.role is Role.STANDING_BY:
@@ -159,7 +164,7 @@ class Lease:
         if self.role is Role.ASKING and self._until is None:
             self._until = now + ANSWER_S if self._contested else now
         elif self.role is Role.SERVING and not self._said:
-            self._said, self.yielded, self._rivalled = True, False, False
+            self._said, self.yielded = True, False
             if self._challenged:
                 self._answered_at, self._quiet_until = now, now + ANSWER_S
             return True
@@ -170,10 +175,10 @@ class Lease:
         """What is to be kept in the store: since when this bridge serves, empty when it gave way or may have to; None
         is nothing new.
 
-        To be kept before this bridge says anything: what it says on `bridge/info`, and what of it arrives late, hides
-        from its next run that another one served.
+        To be kept before this bridge says anything. Its words may be on their way for long, be overtaken by another
+        one's claim and then overwrite that, so that nothing at the broker tells its next run of it.
         """
-        unsaid = self._rivalled and (self.role is Role.ASKING or not self._said)
+        unsaid = bool(self.rival) and (self.role is Role.ASKING or not self._said)
         return "" if self.yielded or self._challenged or unsaid else self.since
 
     @property

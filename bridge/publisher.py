@@ -411,9 +411,12 @@ class Publisher:
         """What a retained topic says is still to be published, or acknowledged."""
         return self._is_to_send(topic) or any(item.topic == topic for item in self._in_flight.values())
 
-    def say_all_again(self) -> None:
-        """Somebody else may have said something on any of our retained topics, `online` included."""
+    def say_all_again(self, *, but: str) -> None:
+        """Somebody else may have said something on any of our retained topics but one, `online` included."""
+        waits = self._is_to_send(but)
         self.refresh(self._base)
+        if not waits:
+            self._to_send.pop(but, None)
         self._born = False
 
     def say_online_again(self) -> None:

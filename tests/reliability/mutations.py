@@ -315,8 +315,8 @@ MUTATIONS = (
         (
             (
                 "bridge/lease.py",
-                "        if self._challenged or (self._rivalled and self.role is Role.SERVING):\n",
-                "        if False:\n",
+                '        if self.kept == "":  #',
+                "        if False:  #",
             ),
         ),
         None,
@@ -324,7 +324,7 @@ MUTATIONS = (
     ),
     Mutation(
         "two bridges: who serves again says nothing again",
-        (("bridge/app.py", "            self.publisher.say_all_again()  #", "            pass  #"),),
+        (("bridge/app.py", "            self.publisher.say_all_again(but=", "            str("),),
         None,
         (TWO_BRIDGES, 5057),
     ),
