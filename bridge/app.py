@@ -215,7 +215,7 @@ class Bridge:
         rival = store.get(RIVAL) or ""
         self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since, rival)
         self._saved_role = since, rival
-        self._fenced = since == ""
+        self._fenced = self.lease.yielded
         "Another bridge may be at work in our place: nothing new is sent."
         self._stall_drops = 0
         self._ticked = now

@@ -24,6 +24,8 @@ AUTHORITY_S = 4.0
 AGAIN_S = 90.0
 "One that stands by asks again when it heard nothing of the other for so long: that one may have gone without a word."
 _NEVER = "~"  # after every time
+_DOUBT = "?"
+"Before what is kept: since when this bridge served, perhaps no longer."
 
 
 class Role(enum.Enum):
@@ -48,15 +50,15 @@ class Lease:
     """One bridge's part. `now` is monotonic seconds."""
 
     def __init__(self, instance: str, started_at: str, since: str | None, rival: str = "") -> None:
-        """`since` and `rival` are what was kept in the store: since when this bridge serves, or empty while it stood by
-        or its word was on its way; and the bridge that was heard of last.
-        """
+        """`since` and `rival` are of the store: what was `kept`, and the other bridge that was heard of last."""
         self.role = Role.SERVING  # there is nobody to ask
-        self.since = since or None
+        self.yielded = since is not None and since[:1] in ("", _DOUBT)
+        "Another one served since this one did. To be kept in the store (`kept`) before the broker has a word of ours."
+        self.since = None if self.yielded else since
+        self._served = since[1:] if since and self.yielded else None
+        "Since when it served before it may have been followed by another one, unheard."
         self.rival = rival
         "The instance of another bridge that was heard of, ever: this one is not alone."
-        self.yielded = since == ""
-        "Another one served since this one did. To be kept in the store (`kept`) before the broker has a word of ours."
         self.succeeds = False
         "Another one served meanwhile: it may have carried out what waited for us at the broker."
         self._contested = False
@@ -89,11 +91,12 @@ class Lease:
     @property
     def served_since(self) -> str | None:
         """While it asks: since when it served before. It goes before others that ask."""
-        return self.since if self.role is Role.ASKING else None
+        return self.since or self._served if self.role is Role.ASKING else None
 
     def ask(self, now: float, *, resumed: bool) -> None:
         """Connected, or who served may be gone. `resumed`: commands may have waited for us at the broker."""
-        if self.kept == "":  # another one may serve by now, and not have been heard, as after a crash
+        if self._is_in_doubt:  # another one may serve by now, and not have been heard, as after a crash
+            self._served = self.since or self._served
             self.yielded, self.since = True, None
         self._contested = self._is_others = self.yielded
         self.role, self._resumed = Role.ASKING, resumed
@@ -114,7 +117,8 @@ class Lease:
             kept = said.get("served_since")
         except (ValueError, LookupError, TypeError, AttributeError):
             return False
-        earlier = self.since is not None and (since or kept) == self.since
+        own = self.since or self._served
+        earlier = own is not None and (since or kept) == own
         if instance == self._instance and (retain or earlier or started == self._started_at):
             return False  # ourselves, or an earlier run
         if self.role is Role.STANDING_BY:
@@ -124,19 +128,21 @@ class Lease:
         self.rival = instance[:32]
         if self.role is Role.ASKING and since is not None:
             self.yielded, self.succeeds = True, self.succeeds or self._resumed
-            self.since = None  # whoever serves goes on
+            self.since = self._served = own = None  # whoever serves goes on
         if retain:
             self._contested = True
-            self._is_others = self._is_others or bool(since or kept)
+            if since or kept:
+                self._is_others, self.succeeds = True, self.succeeds or self._resumed
             return False
         theirs = (since is None, str(since or kept or _NEVER), started, instance)
-        wins = theirs < (self.role is Role.ASKING, self.since or _NEVER, self._started_at, self._instance)
+        wins = theirs < (self.role is Role.ASKING, own or _NEVER, self._started_at, self._instance)
         # A word of one that is dead may have been on its way for long: only one that answers ours is given way to.
         answers = self.role is Role.ASKING or (self._challenged and self._said and now < self._quiet_until)
         if wins and answers:
             self.yielded, self.succeeds = True, self.succeeds or self.role is Role.SERVING
             self._challenged = False
             self.role, self.since, self._until = Role.STANDING_BY, None, now + AGAIN_S
+            self._served = None
             return False
         if self.role is Role.SERVING:
             # A claim that follows when the broker had our answer to the question is taken back before it takes effect.
@@ -164,7 +170,7 @@ class Lease:
         if self.role is Role.ASKING and self._until is None:
             self._until = now + ANSWER_S if self._contested else now
         elif self.role is Role.SERVING and not self._said:
-            self._said, self.yielded = True, False
+            self._said, self.yielded, self._served = True, False, None
             if self._challenged:
                 self._answered_at, self._quiet_until = now, now + ANSWER_S
             return True
@@ -172,14 +178,22 @@ class Lease:
 
     @property
     def kept(self) -> str | None:
-        """What is to be kept in the store: since when this bridge serves, empty when it gave way or may have to; None
-        is nothing new.
+        """What is to be kept in the store: since when this bridge serves; the same behind a question mark while another
+        one may have followed it; empty when it gave way. None is nothing new.
 
         To be kept before this bridge says anything. Its words may be on their way for long, be overtaken by another
         one's claim and then overwrite that, so that nothing at the broker tells its next run of it.
         """
+        if not self._is_in_doubt:
+            return self.since
+        served = self.since or self._served
+        return _DOUBT + served if served else ""
+
+    @property
+    def _is_in_doubt(self) -> bool:
+        """What it says may not be at the broker when it ends, or that may hide what another one said."""
         unsaid = bool(self.rival) and (self.role is Role.ASKING or not self._said)
-        return "" if self.yielded or self._challenged or unsaid else self.since
+        return self.yielded or self._challenged or unsaid
 
     @property
     def awaits_broker(self) -> bool:

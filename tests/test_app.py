@@ -247,7 +247,7 @@ async def test_another_ones_question_is_answered_when_what_that_means_can_be_kep
     bridge._second()
     bridge.proved(time.monotonic())
     assert "goip/bridge/info" in link.topics
-    assert store.get(SERVING_SINCE) == ""
+    assert store.get(SERVING_SINCE) == f"?{bridge.lease.since}"
 
 
 class Link:

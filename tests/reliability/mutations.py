@@ -315,7 +315,7 @@ MUTATIONS = (
         (
             (
                 "bridge/lease.py",
-                '        if self.kept == "":  #',
+                "        if self._is_in_doubt:  #",
                 "        if False:  #",
             ),
         ),
