@@ -747,9 +747,13 @@ def parse(path: str, payload: bytes, *, target: Target) -> Command:
     commands = LINE_COMMANDS if target == "line" else BRIDGE_COMMANDS
     model = commands.get(path)
     if model is None:
-        hint = _did_you_mean(path, commands)
+        hint = _NOT_OFFERED.get(path) or _did_you_mean(path, commands)
         raise CommandError("unknown_command", f"unknown command{hint}")
     return _validated(model, _body(payload))
+
+
+_NOT_OFFERED = {"call/dial": "; the bridge places no calls: voice goes through the gateway's SIP account"}
+"What a gateway could do and the bridge does not, by the path that people try."
 
 
 def command_path(path: str) -> str:

@@ -210,7 +210,7 @@ class Ledger:
             line = self._server.line(event.line)
             hardware = {
                 "imei_tac": event.identity or None,
-                "operator": line.fields.get("pro") if line is not None else None,
+                "operator": wire.value(line.fields.get("pro")) if line is not None else None,
                 "keepalive_fields": list(line.fields) if line is not None else [],
             }
             report = {"format": 1, "bridge": __version__, "gateway": hardware} | dict(event.report)
@@ -237,7 +237,7 @@ class Ledger:
 
     def _sms_received(self, event: events.SmsReceived, batch: Batch, _now: float) -> None:
         settings = self.settings.lines.get(event.line)
-        raw_number = None if event.srcnum.strip() in wire.UNSET else event.srcnum
+        raw_number = wire.value(event.srcnum)
         number = raw_number
         if raw_number is not None:
             number = numbers.to_e164(raw_number, settings.country if settings else None) or raw_number

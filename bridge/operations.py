@@ -87,15 +87,31 @@ def data(path: str, answer: events.RequestAnswered) -> dict[str, Any]:
         return _number(answer.text)
     if path == "ussd/exit":
         return {"text": None, "exit": True}
-    if path in ("call_forward/get", "call_waiting/get"):
-        enable, _, number = answer.text.partition(" ")
-        found: dict[str, Any] = {"enable": {"1": True, "0": False}.get(enable)}
-        return found | {"number": _value(number)} if path == "call_forward/get" else found
+    if path == "call_waiting/get":
+        return {"enable": _enabled(answer.text)}
+    if path == "call_forward/get":
+        return _forwarding(answer.text)
     return {"value": _value(answer.text)} if path.endswith("/get") else {}
 
 
 def _value(text: str | None) -> str | None:
-    return None if text is None or text.strip() in wire.UNSET else text.strip()
+    found = wire.value(text)
+    return None if found is None else found.strip()
+
+
+def _enabled(text: str) -> bool | None:
+    return {"1": True, "0": False}.get(text.partition(" ")[0])
+
+
+def _forwarding(text: str) -> dict[str, Any]:
+    """`$enable $number $time` of CFSTATE; older firmware leaves out what it has no value for (docs/protocol.md §8)."""
+    _, number, seconds = (*text.split(" ", 2), "", "")[:3]
+    timeout = wire.integer(seconds)
+    return {
+        "enable": _enabled(text),
+        "number": _value(number),
+        "timeout_s": timeout if timeout is not None and timeout > 0 else None,
+    }
 
 
 def _number(text: str) -> dict[str, Any]:

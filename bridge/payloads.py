@@ -236,8 +236,9 @@ class Result:
     "For people; names the failing place, such as to[1]."
     data: dict[str, Any] = field(default_factory=dict)
     """What the command gives back: `job` (or null), `msgs`, `parts` and `encoding` for `sms`; `value` for most that end
-    in `get`; `enable` for call forwarding and waiting; `cells` for `cells/get`; `text` and `exit` for `ussd`; `verdict`
-    (`safe`, `unsafe`, `inconclusive`) and the whole report for `selftest`. Empty when it was refused."""
+    in `get`; `enable` for call forwarding and waiting, and `number` and `timeout_s` for `call_forward/get`; `cells` for
+    `cells/get`; `text` and `exit` for `ussd`; `verdict` (`safe`, `unsafe`, `inconclusive`) and the whole report for
+    `selftest`. Empty when it was refused."""
     duplicate: bool = False
     "This is the answer of an earlier command with the same id."
     warnings: list[str] = field(default_factory=list)

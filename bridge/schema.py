@@ -52,10 +52,10 @@ class Remain:
 
 @dataclass
 class Expiry:
-    """Length of the call that ended."""
+    """Length of the call that ended, as the gateway counted it."""
 
     exp: int | None
-    "As the gateway gives it; the unit is not documented."
+    "Seconds; 0 for an outgoing call that nobody answered. The unit is known from the vendor's server only."
 
 
 @dataclass
@@ -230,11 +230,12 @@ def _results() -> Iterator[Result]:
     yield Result(**_RESULT, id="alarm-7", command="sms", message="Queued 1 SMS.", data=queued)
     late: Json = {"message": "Queued 1 SMS.", "data": queued, "duplicate": True, "warnings": ["line_offline"]}
     yield Result(**_RESULT, id="alarm-7", command="sms", **late)
+    forward = {"enable": True, "number": _ANNA, "timeout_s": 20}
     yield Result(**done, id="door-42", command="number/get", data={"value": _ANNA})
     yield Result(**done, id="door-43", command="remain_time/get", data={"value": None, "unlimited": True})
     yield Result(**done, id="door-44", command="number/set")
     yield Result(**done, id="door-45", command="info/get", data=info)
-    yield Result(**done, id="door-46", command="call_forward/get", data={"enable": True, "number": _ANNA})
+    yield Result(**done, id="door-46", command="call_forward/get", data=forward)
     yield Result(**done, id="door-47", command="cells/get", data={"cells": [23, 78, 456]})
     yield Result(**_RESULT, id="check-1", command="selftest", message=SELFTEST_VERDICTS["safe"], data=_SELFTEST)
     ussd = {"text": "Balance: 12.50 EUR", "exit": False}
@@ -295,6 +296,7 @@ def _examples() -> dict[type, tuple[object, ...]]:
             _event("remain", remain_time_min=42, unlimited=False),
             _event("remain", remain_time_min=None, unlimited=True),
             _event("expiry", exp=0),
+            _event("expiry", exp=73),
             _event("cells", cells=[23, 78, 456]),
             _event("bcch", bcch=[23, 78]),
             _event("cellinfo", info=_CELL),

@@ -22,15 +22,15 @@ def line_state(line: Line, wall: Callable[[float], float]) -> payloads.LineState
     """What is true of a line now; `wall` turns the core's times into unix time."""
     get = line.fields.get
     gsm_status = get("gsm_status")
-    voip_status = _value(get("voip_status"))
+    voip_status = wire.value(get("voip_status"))
     remain = -1 if line.exp_time == 0 else line.remain_time  # no limit at all (docs/protocol.md §8)
     return payloads.LineState(
         signal=_signal(get("signal")),
         gsm=payloads.Gsm(
             status={"LOGIN": "login", "LOGOUT": "logout"}.get(gsm_status or "", "unknown"),  # type: ignore[arg-type]
             registered=None if gsm_status is None else gsm_status == "LOGIN",
-            operator=_value(get("pro")),
-            cell=_value(get("cellinfo")),
+            operator=wire.value(get("pro")),
+            cell=wire.value(get("cellinfo")),
         ),
         voip=payloads.Voip(
             status=voip_status.lower() if voip_status else None,
@@ -42,8 +42,8 @@ def line_state(line: Line, wall: Callable[[float], float]) -> payloads.LineState
             direction=line.call.direction,  # type: ignore[arg-type]
             since=payloads.timestamp(wall(line.call.since)) if line.call.since is not None else None,
         ),
-        sim=payloads.Sim(number=_value(get("num")), imsi=_value(get("imsi")), iccid=_value(get("iccid"))),
-        module=payloads.Module(imei=_value(get("imei"))),
+        sim=payloads.Sim(number=wire.value(get("num")), imsi=wire.value(get("imsi")), iccid=wire.value(get("iccid"))),
+        module=payloads.Module(imei=wire.value(get("imei"))),
         limits=payloads.Limits(
             exp_time_min=line.exp_time if line.exp_time is not None and line.exp_time >= 0 else None,
             remain_time_min=remain if remain is not None and remain >= 0 else None,
@@ -85,7 +85,3 @@ def _problems(line: Line) -> list[payloads.Problem]:
     if line.password_refused:
         problems.append("password_refused")
     return problems
-
-
-def _value(text: str | None) -> str | None:
-    return None if text is None or text.strip() in wire.UNSET else text

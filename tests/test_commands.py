@@ -389,6 +389,11 @@ def test_the_largest_command_is_accepted():
         ("smss", "line", "unknown command; did you mean sms?"),
         ("number", "line", "unknown command; did you mean number/get or number/set?"),
         ("sms/1/2", "line", "unknown command; did you mean sms?"),
+        (
+            "call/dial",
+            "line",
+            "unknown command; the bridge places no calls: voice goes through the gateway's SIP account",
+        ),
         ("ping", "line", "unknown command"),
         ("sms", "bridge", "unknown command"),
         ("sms/1", "bridge", "unknown command"),

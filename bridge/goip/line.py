@@ -175,7 +175,7 @@ class Line:
     @property
     def identity(self) -> str:
         """What tells the hardware, and with it the firmware: the type allocation code of the IMEI (3GPP 23.003)."""
-        return self.fields.get("imei", "")[:8]
+        return (wire.value(self.fields.get("imei")) or "")[:8]
 
     @property
     def known(self) -> Proof | None:
@@ -195,8 +195,8 @@ class Line:
     @property
     def number(self) -> str | None:
         """The SIM's phone number, where the gateway knows it."""
-        number = self.fields.get("num", "").strip()
-        return None if number in wire.UNSET else number
+        number = wire.value(self.fields.get("num"))
+        return None if number is None else number.strip()
 
     @property
     def disabled(self) -> bool:
@@ -936,7 +936,7 @@ class Line:
         """Take the state from a keepalive, in case an event was lost; but what an event just said is newer."""
         if "voip_state" in self.fields and (self._call_step is None or now >= self._call_step[1] + REPEATING):
             state, _, number = voip_state.partition(":")
-            self._call_state(state.strip().upper(), number, now)
+            self._call_state(state.strip().upper(), wire.value(number) or "", now)
 
     def _overtaken(self, recvid: int, now: float) -> bool:
         """Whether a newer step of the calls came first: recvids count down, and a lost one is repeated (§2.1)."""

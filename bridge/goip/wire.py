@@ -17,6 +17,12 @@ class WireError(Exception):
 UNSET = ("", "(null)", "<NULL>")
 "How boxes spell a value that is not set (§1.1)."
 
+
+def value(text: str | None) -> str | None:
+    """A value as the box gives it; None for one that is not set (§1.1)."""
+    return None if text is None or text.strip() in UNSET else text
+
+
 CALL_STATES = {
     "IDLE": "idle",
     "IDEL": "idle",  # the document's own spelling in its list of values (§7.13)
@@ -94,7 +100,7 @@ class Record(Event):
 
 @dataclass(frozen=True, slots=True)
 class Expiry(Event):
-    """Length of the call that ended (§7.3); the unit is not documented."""
+    """Seconds of the call that ended; 0 for an outgoing one that nobody answered (§7.3)."""
 
     exp: int | None
 
@@ -292,7 +298,7 @@ _REPLY_VERBS = frozenset(
         "get_gsm_state", "svr_drop_call", "svr_reboot_module", "svr_reboot_dev", "get_imei", "set_imei",
         "get_out_call_interval", "set_out_call_interval", "module_ctl_i", "module_ctl", "set_base_cell",
         "get_cells_list", "CURCELL", "GSMERROR", "CFOK", "CFERROR", "CFSTATE", "CWOK", "CWERROR", "CWSTATE",
-        "USSD", "USSDERROR", "USSDEXIT", "ATSTART", "ATSTOP", "ATALIVE", "ATCMD",
+        "USSD", "USSDERROR", "USSDEXIT", "ATSTART", "ATSTOP", "ATALIVE", "ATCMD", "set_num", "netselect", "DIAL",
     )
 )  # fmt: skip
 _SESSION_VERBS = frozenset(("PASSWORD", "SEND", "WAIT", "OK", "ERROR", "DONE"))
@@ -436,14 +442,15 @@ def _build_known(
         case "RECEIVE":
             raw = b"" if free is None else free.removesuffix(b"\n")
             text, damaged = sanitise(raw)
-            return Receive(*common, get("srcnum", ""), text, raw, damaged, get("smscnum"), get("senttime"))
+            smscnum, senttime = value(get("smscnum")), value(get("senttime"))
+            return Receive(*common, value(get("srcnum")) or "", text, raw, damaged, smscnum, senttime)
         case "DELIVER":
-            return Deliver(*common, integer(get("sms_no")), integer(get("state")), get("num", ""))
+            return Deliver(*common, integer(get("sms_no")), integer(get("state")), value(get("num")) or "")
         case "STATE":
             state, _, number = get("gsm_remain_state", "").partition(":")
-            return State(*common, state.strip().upper(), number)
+            return State(*common, state.strip().upper(), value(number) or "")
         case "RECORD":
-            return Record(*common, integer(get("dir")), get("num", ""))
+            return Record(*common, integer(get("dir")), value(get("num")) or "")
         case "EXPIRY":
             return Expiry(*common, integer(get("exp")))
         case "REMAIN":
@@ -452,13 +459,13 @@ def _build_known(
             num, comma, cause = get("num", "").rpartition(",cause:")  # the last one: a caller's name may hold another
             if not comma:
                 num, cause = cause, get("cause", "")
-            return Hangup(*common, num, cause.strip(' "'))
+            return Hangup(*common, value(num) or "", value(cause.strip(' "')) or "")
         case "CELLS":
             return Cells(*common, _integers(get("lists")))
         case "BCCH":
             return Bcch(*common, _integers(get("bcch")))
         case "CELLINFO":
-            return CellInfo(*common, get("info", "").strip('"'))
+            return CellInfo(*common, value(get("info", "").strip('"')) or "")
         case "CGATT":
             return Cgatt(*common, _ATTACHED.get(get("cgatt", "").upper()))
         case "USSN":

@@ -97,6 +97,22 @@ def test_call_without_a_number(bench):
     assert calls(bench) == [call("ringing", None, "in")]
 
 
+@pytest.mark.parametrize("unset", ["(null)", "<NULL>"])
+def test_unset_number_does_not_replace_the_one_of_the_call(bench, unset):
+    state(bench, "INCOMING:+491")
+    state(bench, f"CONNECTED:{unset}")
+    bench.event("RECORD", f"dir:1;num:{unset}")
+    bench.keepalive(f"voip_state:CONNECTED:{unset};gsm_status:LOGIN;")
+    assert bench.line.call.number == "+491"
+    bench.event("HANGUP", f"num:{unset},cause:{unset}")
+    assert calls(bench) == [
+        call("ringing", "+491", "in"),
+        call("answered", "+491", "in"),
+        call("recorded", None, "in"),
+        call("ended", "+491", "in", 0.0),
+    ]
+
+
 def test_record_tells_the_direction_of_a_call_whose_begin_was_missed(bench):
     state(bench, "ACTIVE")
     bench.event("RECORD", "dir:2;num:+491")

@@ -351,11 +351,12 @@ def test_before_the_first_keepalive_a_late_event_is_a_new_one():
 # -- what ends a line's safety, and what does not
 
 
-def test_line_that_sent_twice_stays_unsafe_without_an_imei():
+@pytest.mark.parametrize("unset", ["", "(null)", "<NULL>"])
+def test_line_that_sent_twice_stays_unsafe_without_an_imei(unset):
     bench = Bench(repeat_safe=True)
     bench.keepalive("imei:356789012345678;")
     bench.server.restore_proof("goip1", Proof(safe=False, identity="35678901"))
-    bench.keepalive("imei:;")
+    bench.keepalive(f"imei:{unset};")
     assert not bench.line.repeat_safe
     bench.line.proof = Proof(safe=False, identity="")
     bench.keepalive("imei:356789012345678;")

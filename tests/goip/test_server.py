@@ -637,6 +637,8 @@ ANSWERS = [
     (("set_base_cell", "689"), "set_base_cell {} 689 ok", True, "689 ok"),
     (("CURCELL",), "CURCELL {} 689", True, "689"),
     (("CF", "0", "2", "0", "0"), "CFSTATE {} 1 +49", True, "1 +49"),
+    (("CF", "2", "2", "0", "0"), "CFSTATE {} 1 +49123 20", True, "1 +49123 20"),
+    (("CF", "0", "2", "0", "0"), "CFSTATE {} 0 (null) 0\n", True, "0 (null) 0"),
     (("CF", "0", "4", "0", "0"), "CFOK {}", True, ""),
     (("CF", "0", "4", "0", "0"), "CFERROR {}", False, ""),
     (("CW", "2"), "CWSTATE {} 0", True, "0"),

@@ -368,6 +368,25 @@ def test_unset_numbers_are_none(value, number):
     assert decode(f"DELIVER:1;id:a;password:p;sms_no:{value};state:{value}").state == number
 
 
+@pytest.mark.parametrize("unset", ["", "(null)", "<NULL>"])
+def test_unset_words_are_empty(unset):
+    head = ":1;id:a;password:p;"
+    message = decode(f"RECEIVE{head}srcnum:{unset};smscnum:{unset};senttime:{unset};msg:{unset}")
+    assert (message.srcnum, message.smscnum, message.senttime, message.text) == ("", None, None, unset)
+    assert decode(f"DELIVER{head}sms_no:1;state:0;num:{unset}").num == ""
+    assert decode(f"STATE{head}gsm_remain_state:INCOMING:{unset}").number == ""
+    assert decode(f"RECORD{head}dir:1;num:{unset}").num == ""
+    assert decode(f"CELLINFO{head}info:{unset}").info == ""
+    hangup = decode(f"HANGUP{head}num:{unset},cause:{unset}")
+    assert (hangup.num, hangup.cause) == ("", "")
+
+
+@pytest.mark.parametrize("answer", ["set_num 5 +49123 ok", "netselect 5 2", "DIAL 5 ok", "ATALIVE 5 OK\n"])
+def test_answers_to_what_only_other_servers_ask_are_answers(answer):
+    verb, _, text = answer.strip().partition(" 5 ")
+    assert decode(answer) == wire.Reply(verb, 5, text)
+
+
 @pytest.mark.parametrize(("one", "other"), [("pass", "password"), ("password", "pass")])
 def test_nothing_in_an_unknown_event_changes_who_the_gateway_is(one, other):
     message = decode(f"NEW:7;id:a;{one}:p;text:hi;id:b;{other}:x;{one}:y")
