@@ -66,10 +66,12 @@ COMMANDS: list[tuple[str, Any, dict[str, Any] | None]] = [
     ("call/drop", b"", {}),
     ("module/enable", b"", {}),
     ("modules/set", {"value": {"1": True, "3": True}}, {}),
+    ("call_forward/set", {"reason": "no_reply", "enable": True, "number": "+49301", "timeout_s": 20}, {}),
+    ("call_forward/get", {"reason": "no_reply"}, {"enable": True, "number": "+49301", "timeout_s": 20}),
+    ("call_forward/set", {"reason": "no_reply", "enable": False}, {}),
+    ("call_forward/get", {"reason": "no_reply"}, {"enable": False, "number": None, "timeout_s": None}),
     ("call_forward/set", {"reason": "busy", "enable": True, "number": "+49301"}, {}),
-    ("call_forward/get", {"reason": "busy"}, {"enable": True, "number": "+49301"}),
-    ("call_forward/set", {"reason": "busy", "enable": False}, {}),
-    ("call_forward/get", {"reason": "busy"}, None),
+    ("call_forward/get", {"reason": "busy"}, {"enable": True, "number": "+49301", "timeout_s": None}),
     ("call_waiting/set", {"enable": True}, {}),
     ("call_waiting/get", b"", {"enable": True}),
     ("imei/set", {"value": "490154203237518"}, {}),
@@ -102,7 +104,7 @@ async def test_every_control_command_reaches_the_gateway_and_comes_back(broker: 
         assert all(isinstance(cell, int) for cell in cells)
 
 
-@pytest.mark.parametrize("profile", ["spec", "status200"])
+@pytest.mark.parametrize("profile", ["spec", "status0", "status200"])
 async def test_a_disabled_module_shows_in_the_state_whichever_digit_disables(
     broker: Broker, tmp_path: Path, profile: str
 ) -> None:
@@ -111,6 +113,39 @@ async def test_a_disabled_module_shows_in_the_state_whichever_digit_disables(
         assert (await watcher.until(f"goip/{id}/result/module/disable")).json["code"] == "ok"
         state = await watcher.until(f"goip/{id}/state", lambda seen: seen.json["enabled"] is False)
         assert "module_disabled" in state.json["problems"]
+
+
+async def test_values_that_a_gateway_has_not_are_null_in_every_place(broker: Broker, tmp_path: Path) -> None:
+    async with simulated(broker, tmp_path, profile="unset_null") as (_bridge, _simulator, watcher, [id]):
+        for path in ("number/get", "info/get", "call_forward/get"):
+            await watcher.publish(f"goip/{id}/cmd/{path}")
+            await watcher.until(f"goip/{id}/result/{path}")
+        assert watcher.on(f"goip/{id}/result/number/get")[-1].json["data"] == {"value": None}
+        assert watcher.on(f"goip/{id}/result/info/get")[-1].json["data"]["number"] is None
+        forward = {"enable": False, "number": None, "timeout_s": None}
+        assert watcher.on(f"goip/{id}/result/call_forward/get")[-1].json["data"] == forward
+
+
+async def test_the_bridge_places_no_calls(broker: Broker, tmp_path: Path) -> None:
+    async with simulated(broker, tmp_path) as (_bridge, simulator, watcher, [id]):
+        await watcher.publish(f"goip/{id}/cmd/call/dial", {"number": "+49301", "duration_s": 30})
+        result = (await watcher.until(f"goip/{id}/result/call/dial")).json
+        assert result["code"] == "unknown_command"
+        assert "places no calls" in result["message"]
+        assert not simulator.counts["call"]
+
+
+async def test_seconds_of_a_call_are_told(broker: Broker, tmp_path: Path) -> None:
+    async with simulated(broker, tmp_path) as (_bridge, simulator, watcher, [id]):
+        simulator.line(id).outgoing_call("+49301", answered=False, seconds=1)
+        expiry = await watcher.until(f"goip/{id}/event", lambda seen: seen.json["event_type"] == "expiry")
+        assert expiry.json["exp"] == 0
+        await watcher.until(f"goip/{id}/call", lambda seen: seen.json["event_type"] == "ended")
+        simulator.line(id).incoming_call("+49302", seconds=25)  # the network is twenty times faster
+        expiry = await watcher.until(
+            f"goip/{id}/event", lambda seen: seen.json["event_type"] == "expiry" and seen.json["exp"] != 0
+        )
+        assert expiry.json["exp"] == 1
 
 
 async def test_reboots_leave_once_and_are_seen(broker: Broker, tmp_path: Path) -> None:

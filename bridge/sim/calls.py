@@ -41,14 +41,14 @@ class Calls:
         return True
 
     def hang_up(self, cause: str, now: float) -> None:
-        """End the call, if there is one: EXPIRY if it was answered, IDLE, HANGUP, and REMAIN if it was ours."""
+        """End the call, if there is one: EXPIRY if it was answered or ours, IDLE, HANGUP, and REMAIN if it was ours."""
         if self.state == "IDLE":
             return
         self._serial += 1
         seconds = 0.0 if self._answered_at is None else now - self._answered_at
         events = self._line.events
-        if self._answered_at is not None:
-            events.send("EXPIRY", f"exp:{int(seconds / 60)}", now)
+        if self._answered_at is not None or self._direction == _OUTGOING:
+            events.send("EXPIRY", f"exp:{int(seconds)}", now)
         self._set_state("IDLE", now)
         events.send("HANGUP", f"num:,cause:{cause}", now)
         if self._direction == _OUTGOING:

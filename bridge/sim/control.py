@@ -17,16 +17,22 @@ _AT_TUNNEL = 60.0
 "Seconds without ATALIVE after which the box closes the tunnel."
 _VALUES = {
     "set_gsm_num": r"\+?[0-9*#]{1,32}",
+    "set_num": r"\+?[0-9*#]{1,32}",
     "set_exp_time": r"[0-9]{1,9}",
     "set_imei": r"[0-9]{15}",
     "set_out_call_interval": r"[0-9]{1,9}",
     "set_base_cell": r"[0-9]{1,9}",
     "module_ctl": r"[012]{1,64}",
+    "netselect": r"|-1|[0-9]{1,3}",
 }
 "What each setting accepts."
 _ALL_REASONS, _ALL_CONDITIONAL = 4, 5
 _FORWARD_REASONS = {_ALL_REASONS: (0, 1, 2, 3), _ALL_CONDITIONAL: (1, 2, 3)}
 "CF reasons that stand for several (docs/protocol.md §8)."
+_NO_REPLY = 2
+"The only CF reason with a time."
+_LONGEST_CALL = 3600
+"Seconds of a DIAL."
 
 
 class Control:
@@ -45,7 +51,10 @@ class Control:
         self.out_call_interval = 0
         self.module_on = True
         self.cell = "689"
-        self._forwards: dict[int, str] = {}
+        self._network = 0
+        "The choice of netselect; what its numbers mean is not documented."
+        self._forwards: dict[int, tuple[str, int]] = {}
+        "Number and seconds, by reason."
         self._call_waiting = False
         self._tunnel_boot = -1
         self._tunnel_until = 0.0
@@ -73,16 +82,18 @@ class Control:
         elif verb.startswith("AT"):
             answer = self._tunnel(verb, sendid, now)
         else:
-            answer = self._ask(verb, sendid, now)
+            answer = self._ask(message, now)
         self._line.reply(source, answer, now)
         if verb == "ATCMD" and answer.endswith("OK"):
             self._trace(sendid, f"write:{value}", now)
             self._line.later(0.2, lambda when: self._trace(sendid, "OK", when), now)
 
-    def _ask(self, verb: str, sendid: int, now: float) -> str:
+    def _ask(self, message: wire.Command, now: float) -> str:
+        verb, sendid = message.verb, message.sendid
+        unset = self._line.options.profile.unset
         match verb:
             case "get_gsm_num":
-                return f"{verb} {sendid} {self.gsm_num or '(null)'}"
+                return f"{verb} {sendid} {self.gsm_num or unset}"
             case "get_exp_time":
                 return f"{verb} {sendid} {self.exp_time}"
             case "get_remain_time":
@@ -95,9 +106,13 @@ class Control:
                 return f"{verb} {sendid} {self.out_call_interval}"
             case "CURCELL":
                 return f"{verb} {sendid} {self.cell}"
+            case "netselect":
+                if message.value not in ("", "-1"):
+                    self._network = int(message.value)
+                return f"{verb} {sendid} {self._network}"
             case "GSM":
                 return (
-                    f"GSM:{sendid};get_gsm_num:{self.gsm_num or '(null)'};get_exp_time:{self.exp_time};"
+                    f"GSM:{sendid};get_gsm_num:{self.gsm_num or unset};get_exp_time:{self.exp_time};"
                     f"get_remain_time:{max(self.remain_time, 0)};get_gsm_state:{self._line.calls.state};"
                     f"imei:{self.imei};out_call_interval:{self.out_call_interval};"
                     f"module_down:{0 if self.module_on else 1}"
@@ -139,7 +154,7 @@ class Control:
                 return f"{verb} {sendid} ok"
             case "ATCMD":
                 return self._tunnel(verb, sendid, now)
-            case "set_gsm_num":
+            case "set_gsm_num" | "set_num":
                 if not self._line.options.phone:
                     self._line.world.give_number(value, self._line.receive_sms, before=self.gsm_num)
                 self.gsm_num = value
@@ -182,17 +197,20 @@ class Control:
     def _forward(self, message: wire.CallForward) -> str:
         sendid = message.sendid
         reasons = _FORWARD_REASONS.get(message.reason, (message.reason,))
+        seconds = int(message.ftime) if re.fullmatch(r"[0-9]{1,3}", message.ftime) else 0
         if not 0 <= message.reason <= _ALL_CONDITIONAL:
             return f"CFERROR {sendid}"
         match message.mode:
             case 1 | 3 if message.number:
-                self._forwards.update(dict.fromkeys(reasons, message.number))
+                for reason in reasons:
+                    self._forwards[reason] = message.number, seconds if reason == _NO_REPLY else 0
             case 0 | 4:
                 for reason in reasons:
                     self._forwards.pop(reason, None)
             case 2:
-                number = self._forwards.get(reasons[0])
-                return f"CFSTATE {sendid} {0 if number is None else 1} {number or ''}".rstrip()
+                on = int(reasons[0] in self._forwards)
+                number, seconds = self._forwards.get(reasons[0], (self._line.options.profile.unset, 0))
+                return f"CFSTATE {sendid} {on} {number} {seconds}"
             case _:
                 return f"CFERROR {sendid}"
         return f"CFOK {sendid}"
@@ -211,6 +229,18 @@ class Control:
             return f"CWERROR {message.sendid}"
         self._call_waiting = message.mode == 1
         return f"CWOK {message.sendid}"
+
+    def dial(self, message: wire.Dial, source: Address, now: float) -> None:
+        """A call that the server asks for; it is answered and lasts as long as was said."""
+        if message.password != self._line.options.password:
+            answer = f"ERROR {message.sendid} {_BAD_PASSWORD}"
+        elif re.fullmatch(_VALUES["set_gsm_num"], message.number) is None or not 1 <= message.seconds <= _LONGEST_CALL:
+            answer = f"ERROR {message.sendid} {_BAD_VALUE}"
+        elif not self._line.calls.outgoing(message.number, now, seconds=message.seconds):
+            answer = f"ERROR {message.sendid} {'busy' if self._line.logged_in else 'GSM_LOGOUT'}"
+        else:
+            answer = f"DIAL {message.sendid} ok"
+        self._line.reply(source, answer, now)
 
     # --- AT tunnel ---
 

@@ -200,6 +200,8 @@ class SimulatedLine:
                 self.control.call_forward(message, source, now)
             case wire.CallWaiting():
                 self.control.call_waiting(message, source, now)
+            case wire.Dial():
+                self.control.dial(message, source, now)
             case wire.Command():
                 self.control.command(message, source, now)
             case wire.Hello():

@@ -28,6 +28,11 @@ class Profile:
     "Seconds before the box answers anything."
     recvid_start: int | None = None
     "First recvid after each start; None is the unix time, as on a box whose clock is set (docs/protocol.md §2.1)."
+    older_ussd_repeats: bool = False
+    """Whether a USSD code with a sendid below the last one is answered from memory, as the Chinese edition has it. The
+    vendor's own server draws its sendids at random (docs/protocol.md §9)."""
+    unset: str = "(null)"
+    "What stands for a value that is not set (docs/protocol.md §1.1)."
     double_record: bool = False
     "Whether an answered call is announced by two RECORDs (docs/protocol.md §7.2)."
 
@@ -54,16 +59,21 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             name="status0",
-            summary="older editions: only status 0 is a login, and 0 switches a module off",
-            login_status=frozenset({0}),
+            summary="older editions: status 0 is a login, as 200 is, and only 0 switches a module off",
             disable_values=frozenset({"0"}),
         ),
         Profile(
             name="status200",
-            summary="the English edition of 2015: only status 200 is a login, and 2 switches a module off",
+            summary="the English edition of 2015: only status 200 is a login, and only 2 switches a module off",
             login_status=frozenset({200}),
             disable_values=frozenset({"2"}),
         ),
+        Profile(
+            name="older_ussd_repeats",
+            summary="the Chinese edition: USSD with a smaller sendid than the last is answered from memory",
+            older_ussd_repeats=True,
+        ),
+        Profile(name="unset_null", summary="a value that is not set is <NULL>, not (null)", unset="<NULL>"),
         Profile(
             name="slow",
             summary="a bad cell and a busy box: 15 to 40 s an SMS, 2.5 s before any answer",

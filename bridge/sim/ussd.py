@@ -50,26 +50,31 @@ _BAD_CODE = _Page("bad code", verb="USSDERROR")
 
 
 class Ussd:
-    """The line's one dialogue, and its memory of the newest sendid."""
+    """The line's one dialogue, and its memory of the last sendid."""
 
     def __init__(self, line: SimulatedLine) -> None:
         self._line = line
-        self._newest: int | None = None
+        self._last: int | None = None
         self._answer: _Page | None = None
-        "What the newest sendid was answered; None while the network is busy with it."
+        "What the last sendid was answered; None while the network is busy with it."
         self._choices: dict[str, _Page] = {}
 
     def request(self, message: wire.UssdRequest, source: Address, now: float) -> None:
         """A code, or an answer in an open menu."""
         if message.password != self._line.options.password:
             self._line.reply(source, f"USSDERROR {message.sendid} PASSWORD", now)
-        elif self._newest is not None and message.sendid <= self._newest:
-            # Never to the network again: a repeat, or a server that counts from 1 anew, hears the old answer.
+        elif self._is_repeat(message.sendid):
             self._reply(message.sendid, self._answer, source, now)
         elif not self._line.logged_in:
             self._line.reply(source, f"USSDERROR {message.sendid} GSM_LOGOUT", now)
         else:
             self._ask_network(message, source, now)
+
+    def _is_repeat(self, sendid: int) -> bool:
+        """Answered from memory, and never sent to the network again."""
+        if self._last is None:
+            return False
+        return sendid == self._last or (sendid < self._last and self._line.options.profile.older_ussd_repeats)
 
     def exit(self, message: wire.UssdExit, source: Address, now: float) -> None:
         if message.password != self._line.options.password:
@@ -79,7 +84,7 @@ class Ussd:
         self._line.reply(source, f"USSDEXIT {message.sendid}", now)
 
     def _ask_network(self, message: wire.UssdRequest, source: Address, now: float) -> None:
-        self._newest, self._answer = message.sendid, None
+        self._last, self._answer = message.sendid, None
         self._line.record(now, "ussd", sendid=message.sendid, code=message.code)
         page = self._choices.get(message.code) or _SERVICES.get(message.code, _UNKNOWN)
         if not message.code.isprintable():
@@ -89,7 +94,7 @@ class Ussd:
         self._line.later(delay, lambda when: self._answered(message.sendid, page, source, when), now)
 
     def _answered(self, sendid: int, page: _Page, source: Address, now: float) -> None:
-        if sendid != self._newest or page.text is None:
+        if sendid != self._last or page.text is None:
             return
         self._answer, self._choices = page, page.choices
         self._reply(sendid, page, source, now)

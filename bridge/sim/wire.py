@@ -134,8 +134,21 @@ class CallWaiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Dial:
+    """`DIAL $sendid $password $number $seconds`: call a number through this line (docs/protocol.md §8)."""
+
+    sendid: int
+    password: str
+    number: str
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
-    """`verb $sendid [value] $password`: the other commands of docs/protocol.md §8 and the AT tunnel of §10."""
+    """`verb $sendid [value] $password`: the other commands of docs/protocol.md §8 and the AT tunnel of §10.
+
+    So is netselect, although its password stands before its value.
+    """
 
     verb: str
     sendid: int
@@ -157,6 +170,7 @@ Message = (
     | UssdExit
     | CallForward
     | CallWaiting
+    | Dial
     | Command
 )
 
@@ -171,7 +185,7 @@ QUESTIONS = frozenset(
 
 SETTINGS = frozenset(
     (
-        *("set_gsm_num", "set_exp_time", "set_imei", "set_out_call_interval", "set_base_cell"),
+        *("set_gsm_num", "set_num", "set_exp_time", "set_imei", "set_out_call_interval", "set_base_cell"),
         *("module_ctl_i", "module_ctl", "ATCMD"),
     )
 )
@@ -269,6 +283,23 @@ def _call_waiting(rest: str) -> CallWaiting:
     return CallWaiting(_number(sendid), password, _number(mode))
 
 
+def _dial(rest: str) -> Dial:
+    sendid, password, number, seconds = _split(rest, 4)
+    return Dial(_number(sendid), password, number, _number(seconds))
+
+
+def _net_select(rest: str) -> Command:
+    _split(rest, 2)
+    # The vendor's page says -1 to ask; without a value it is a question as well.
+    sendid, password, value = (*rest.split(" ", 2), "")[:3]
+    return Command("netselect", _number(sendid), value, password)
+
+
+def _at_alive(rest: str) -> Command:
+    # The vendor's page ends it with a newline, and no other command (docs/protocol.md §10).
+    return _control("ATALIVE", rest.rstrip(_TRAILING))
+
+
 def _control(verb: str, rest: str) -> Command:
     sendid, values = _split(rest, 2)
     number = _number(sendid)
@@ -304,6 +335,9 @@ _DECODERS: dict[str, Callable[[str], Message]] = {
     "USSDEXIT": _ussd_exit,
     "CF": _call_forward,
     "CW": _call_waiting,
+    "DIAL": _dial,
+    "netselect": _net_select,
+    "ATALIVE": _at_alive,
 }
 
 

@@ -38,6 +38,19 @@ import pytest
         ("ATALIVE 26 password1", "ERROR 26 not started"),
         ("ATSTART 27 password1", "ATSTART 27 OK"),
         ("ATCMD 28 AT+CSQ password1", "ERROR 28 not started"),
+        ("set_num 29 +4917212345 password1", "set_num 29 +4917212345 ok"),
+        ("set_num 30 +4917212345 wrong", "ERROR 30 +4917212345 password error"),
+        ("set_num 31 nobody password1", "ERROR 31 nobody bad value"),
+        ("netselect 32 password1", "netselect 32 0"),
+        ("netselect 33 password1 -1", "netselect 33 0"),
+        ("netselect 34 password1 2", "netselect 34 2"),
+        ("netselect 35 password1 umts", "ERROR 35 bad value"),
+        ("netselect 36 wrong 2", "ERROR 36 password error"),
+        ("DIAL 37 wrong +4911 30", "ERROR 37 password error"),
+        ("DIAL 38 password1 +4911 0", "ERROR 38 bad value"),
+        ("DIAL 39 password1 +4911 3601", "ERROR 39 bad value"),
+        ("DIAL 40 password1 nobody 30", "ERROR 40 bad value"),
+        ("DIAL 41 password1 +4911", "ERROR 41 fields missing\n"),
     ],
 )
 def test_command_is_answered(bench, request_, answer):
@@ -48,6 +61,7 @@ def test_command_is_answered(bench, request_, answer):
     ("setting", "question", "value"),
     [
         ("set_gsm_num", "get_gsm_num", "+4917212345"),
+        ("set_num", "get_gsm_num", "+4917212345"),
         ("set_exp_time", "get_exp_time", "120"),
         ("set_exp_time", "get_remain_time", "120"),
         ("set_imei", "get_imei", "123456789012345"),
@@ -64,10 +78,39 @@ def test_what_is_set_is_returned_even_after_a_reboot(bench, setting, question, v
     assert box.tell(f"{question} 3 password1") == [f"{question} 3 {value}"]
 
 
-def test_set_number_shows_in_the_keepalive(bench):
+@pytest.mark.parametrize("verb", ["set_gsm_num", "set_num"])
+def test_set_number_shows_in_the_keepalive(bench, verb):
     box = bench()
-    box.tell("set_gsm_num 1 +4917212345 password1")
+    box.tell(f"{verb} 1 +4917212345 password1")
     assert ";num:+4917212345;" in box.advance(30)[0]
+
+
+def test_network_choice_is_kept(bench):
+    box = bench()
+    box.tell("netselect 1 password1 2")
+    assert box.tell("netselect 2 password1 -1") == ["netselect 2 2"]
+
+
+def test_dialled_call_lasts_as_long_as_was_said(bench):
+    box = bench(ring=(2, 2))
+    assert box.tell("DIAL 1 password1 +4911 30")[-1] == "DIAL 1 ok"
+    assert box.tell("DIAL 2 password1 +4922 30") == ["ERROR 2 busy"]
+    box.advance(1)
+    box.advance(2)
+    box.sent()
+    assert "EXPIRY:exp:30" in box.events(30)
+    [end] = box.records("call_end")
+    assert (end["number"], end["seconds"]) == ("+4911", 30.0)
+    box.line.logout(box.now)
+    assert "ERROR 3 GSM_LOGOUT" in box.tell("DIAL 3 password1 +4911 30")
+
+
+def test_unset_value_by_firmware(bench):
+    box = bench(profile="unset_null", command_delay=(0, 0))
+    assert box.tell("get_gsm_num 1 password1") == ["get_gsm_num 1 <NULL>"]
+    assert box.tell("GSM 2 password1")[0].startswith("GSM:2;get_gsm_num:<NULL>;")
+    box.tell("CF 3 password1 0 2 0 0")
+    assert box.advance(0) == ["CFSTATE 3 0 <NULL> 0"]
 
 
 @pytest.mark.parametrize(
@@ -132,12 +175,14 @@ def test_call_forwarding_is_kept_for_each_reason(bench):
 
     assert ask("CF 1 password1 2 3 +4911 20") == ["CFOK 1"]
     assert box.tell("DONE 1") == ["DONE 1\n"]
-    assert ask("CF 2 password1 2 2  0") == ["CFSTATE 2 1 +4911"]
-    assert ask("CF 3 password1 1 2  0") == ["CFSTATE 3 0"]
+    assert ask("CF 2 password1 2 2  0") == ["CFSTATE 2 1 +4911 20"]
+    assert ask("CF 3 password1 1 2  0") == ["CFSTATE 3 0 (null) 0"]
     assert ask("CF 4 password1 5 4  0") == ["CFOK 4"]
-    assert ask("CF 5 password1 2 2  0") == ["CFSTATE 5 0"]
-    assert ask("CF 10 password1 4 3 +4922 0") == ["CFOK 10"]
-    assert [ask(f"CF 11 password1 {reason} 2")[0] for reason in range(4)] == ["CFSTATE 11 1 +4922"] * 4
+    assert ask("CF 5 password1 2 2  0") == ["CFSTATE 5 0 (null) 0"]
+    assert ask("CF 10 password1 4 3 +4922 15") == ["CFOK 10"]
+    times = (0, 0, 15, 0)  # only of no reply
+    expected = [f"CFSTATE 11 1 +4922 {seconds}" for seconds in times]
+    assert [ask(f"CF 11 password1 {reason} 2")[0] for reason in range(4)] == expected
     assert ask("CF 6 password1 0 3  0") == ["CFERROR 6"]
     assert ask("CF 7 password1 9 3 +4911 0") == ["CFERROR 7"]
     assert box.tell("CF 8 wrong 0 2  0") == ["CFERROR 8"]
@@ -160,6 +205,8 @@ def test_at_tunnel_traces_a_command_and_closes_without_alive(bench):
     assert box.advance(1) == ["AT:21;count:2;id:goip1;password:password1;receive:OK"]
     box.advance(50)
     assert box.tell("ATALIVE 20 password1") == ["ATALIVE 20 OK"]
+    box.advance(50)
+    assert box.tell("ATALIVE 20 password1\n") == ["ATALIVE 20 OK"]
     box.advance(61)
     assert box.tell("ATCMD 22 AT password1") == ["ERROR 22 not started"]
     box.tell("ATSTART 23 password1")

@@ -49,10 +49,24 @@ def test_exit_closes_the_menu(box):
     assert ask(box, 7, "1") == ["USSD 7 Unknown service code"]
 
 
-def test_sendid_not_above_the_newest_is_answered_from_memory(box):
+@pytest.mark.parametrize("profile", ["spec", "older_ussd_repeats"])
+def test_equal_sendid_is_answered_from_memory(bench, profile):
+    box = bench(profile=profile, ussd_delay=(2, 2))
     ask(box, 5, "*100#")
-    for sendid in (5, 4):
-        assert box.tell(f"USSD {sendid} password1 *101#") == [f"USSD {sendid} Balance 4.20 EUR, valid until 31.12."]
+    assert box.tell("USSD 5 password1 *101#") == ["USSD 5 Balance 4.20 EUR, valid until 31.12."]
+    assert len(box.records("ussd")) == 1
+
+
+def test_smaller_sendid_goes_to_the_network(box):
+    for sendid in (1380808269, 957673032):  # a server that draws them at random
+        assert ask(box, sendid, "*100#") == [f"USSD {sendid} Balance 4.20 EUR, valid until 31.12."]
+    assert len(box.records("ussd")) == 2
+
+
+def test_smaller_sendid_is_answered_from_memory_by_the_chinese_edition(bench):
+    box = bench(profile="older_ussd_repeats", ussd_delay=(2, 2))
+    ask(box, 5, "*100#")
+    assert box.tell("USSD 4 password1 *101#") == ["USSD 4 Balance 4.20 EUR, valid until 31.12."]
     assert len(box.records("ussd")) == 1
 
 
@@ -83,7 +97,7 @@ def test_incoming_call_that_is_answered(box):
     assert box.events(0) == ["STATE:gsm_remain_state:INCOMING:+4420", "RECORD:dir:1;num:+4420"]
     assert box.events(2) == ["STATE:gsm_remain_state:CONNECTED:+4420"]
     assert box.events(90) == [
-        "EXPIRY:exp:1",
+        "EXPIRY:exp:90",
         "STATE:gsm_remain_state:IDLE",
         "HANGUP:num:,cause:Normal call clearing",
     ]
@@ -102,12 +116,22 @@ def test_outgoing_call(box):
     assert box.events(1) == ["STATE:gsm_remain_state:ALERTING:10086"]
     assert box.events(2) == ["STATE:gsm_remain_state:CONNECTED:10086"]
     assert box.events(10) == [
-        "EXPIRY:exp:0",
+        "EXPIRY:exp:10",
         "STATE:gsm_remain_state:IDLE",
         "HANGUP:num:,cause:Normal call clearing",
         "REMAIN:gsm_remain_time:-1",
     ]
     assert [(record["direction"], record["number"]) for record in box.records("call")] == [("outgoing", "10086")]
+
+
+def test_outgoing_call_that_nobody_answers_has_an_expiry_of_0(box):
+    assert box.line.calls.outgoing("10086", box.now, answered=False, seconds=20)
+    assert box.events(30)[3:] == [
+        "EXPIRY:exp:0",
+        "STATE:gsm_remain_state:IDLE",
+        "HANGUP:num:,cause:User busy",
+        "REMAIN:gsm_remain_time:-1",
+    ]
 
 
 def test_state_shows_in_keepalive_and_answer_and_call_can_be_dropped(box):

@@ -106,6 +106,12 @@ DEDUCED: list[tuple[str, wire.Message]] = [
     ("CF 1 pw 0 2", wire.CallForward(1, "pw", 0, 2, "", "")),
     ("CF 1 pw 0 4  0", wire.CallForward(1, "pw", 0, 4, "", "0")),
     ("CW 1 pw 2", wire.CallWaiting(1, "pw", 2)),
+    ("ATALIVE 20 password1\n", wire.Command("ATALIVE", 20, "", "password1")),
+    ("set_num 7 +49123 pw", wire.Command("set_num", 7, "+49123", "pw")),
+    ("netselect 7 pw", wire.Command("netselect", 7, "", "pw")),
+    ("netselect 7 pw -1", wire.Command("netselect", 7, "-1", "pw")),
+    ("DIAL 7 pw +49123 60", wire.Dial(7, "pw", "+49123", 60)),
+    ("USSD 957673032 pw *100#", wire.UssdRequest(957673032, "pw", "*100#")),
 ]
 "Forms that follow from the documented ones: other line ends, empty values, unknown kinds."
 
@@ -131,6 +137,9 @@ GARBAGE = [
     b"USSD 5 pw",
     b"set_imei 5 pw",
     b"CF 5 pw x y z 0",
+    b"DIAL 5 pw +49",
+    b"DIAL 5 pw +49 soon",
+    b"netselect 5",
     b"\xff\xfe 1 OK",
 ]
 
