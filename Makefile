@@ -22,7 +22,7 @@ test: $(VENV)/.dev ## The tests; ARGS="-k words -x" goes to pytest
 test-homeassistant: $(VENV)/.dev ## Everything Home Assistant shows and does, in a real one (Python 3.13; a minute to install)
 	PYTHON=$(PY) tests/homeassistant/run $(ARGS)
 
-test-node-red: $(VENV)/.dev ## The flows of examples/node-red in a real Node-RED, and the AsyncAPI document in its parser
+test-node-red: $(VENV)/.dev ## The flows of examples/node-red in a real Node-RED, the AsyncAPI document in its parser, the simulator at another server
 	PYTHON=$(PY) tests/node-red/run $(ARGS)
 
 format: $(VENV)/.dev ## Format the code, and mend what the linter can

@@ -1,4 +1,4 @@
-"""The tests of what others make of the bridge with node: Node-RED's flows, and the AsyncAPI document.
+"""The tests of what others made with node: Node-RED's flows, the AsyncAPI document's parser, and an SMS server.
 
 Collected only by `make test-node-red`, which installs what they need and says where: an ordinary `make test` needs no
 node.
