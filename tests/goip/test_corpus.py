@@ -246,6 +246,9 @@ DECODED: list[tuple[str, tuple[type, dict[str, Any]]]] = [
     ("get_cells_list 1018 ok", reply("get_cells_list", 1018, "ok")),
     ("CURCELL 1019 689", reply("CURCELL", 1019, "689")),
     ("CFERROR 1010", reply("CFERROR", 1010)),
+    ("CFSTATE 1010 1 +49123 20", reply("CFSTATE", 1010, "1 +49123 20")),
+    ("CFSTATE 1010 0 (null) 0", reply("CFSTATE", 1010, "0 (null) 0")),
+    ("netselect 1020 2", reply("netselect", 1020, "2")),
     ("ERROR 879902 13800138001 bad value", (wire.Error, {"sendid": 879902, "text": "13800138001 bad value"})),
     ("GSMERROR 1 bad password", reply("GSMERROR", 1, "bad password")),
     ("ATSTART 20 OK", reply("ATSTART", 20, "OK")),
@@ -284,6 +287,7 @@ OURS: list[tuple[str, bytes]] = [
     ("USSN 7559 OK", wire.encode_ack("USSN", 7559)),
     ("set_gsm_num 879902 13800138001 password1", command("set_gsm_num", 879902, "13800138001")),
     ("USSD 111 password1 557*0110000248*10#", command("USSD", 111, "557*0110000248*10#", first=True)),
+    ("USSD 957673032 password1 *100#", command("USSD", 957673032, "*100#", first=True)),
     ("USSD 1795347288 pw1 *100#", command("USSD", 1795347288, "*100#", password="pw1", first=True)),
     ("get_gsm_num 1001 password1", command("get_gsm_num", 1001)),
     ("get_exp_time 1002 password1", command("get_exp_time", 1002)),
@@ -340,6 +344,11 @@ OTHERS: list[tuple[str, object, str]] = [
     ("ATSTART 20 password1", box.Command("ATSTART", 20, "", "password1"), "the AT tunnel is not used (§10)"),
     ("ATSTOP 20 password1", box.Command("ATSTOP", 20, "", "password1"), "the AT tunnel is not used (§10)"),
     ("ATALIVE 20 password1", box.Command("ATALIVE", 20, "", "password1"), "the AT tunnel is not used (§10)"),
+    ("ATALIVE 20 password1\n", box.Command("ATALIVE", 20, "", "password1"), "the AT tunnel is not used (§10)"),
+    ("CF 1023 password1 0 2  ", box.CallForward(1023, "password1", 0, 2, "", ""), "we leave no field empty (§8)"),
+    ("set_num 1021 +49123 password1", box.Command("set_num", 1021, "+49123", "password1"), "we say set_gsm_num (§8)"),
+    ("netselect 1020 password1 -1", box.Command("netselect", 1020, "-1", "password1"), "not used (§8)"),
+    ("DIAL 1022 password1 +49123 60", box.Dial(1022, "password1", "+49123", 60), "we place no calls (§8)"),
     (
         "ATCMD 21 AT+CREG? password1",
         box.Command("ATCMD", 21, "AT+CREG?", "password1"),
@@ -358,7 +367,7 @@ def test_every_datagram_of_a_server_is_in_a_table():
 
 
 def test_every_line_of_the_corpus_has_a_direction():
-    assert len(FROM_BOX) + len(FROM_SERVER) == len(CORPUS) == 146
+    assert len(FROM_BOX) + len(FROM_SERVER) == len(CORPUS) == 155
 
 
 @pytest.mark.parametrize(("datagram", "expected"), DECODED, ids=[datagram[:40] for datagram, _ in DECODED])
