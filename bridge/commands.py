@@ -31,7 +31,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from bridge.numbers import normalise
+from bridge.numbers import NOT_A_NUMBER, normalise, reads_as_number, reads_as_several
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 3000  # docs/protocol.md § 1: what a gateway takes
@@ -117,8 +117,8 @@ def _number(value: object) -> str:
         raise _fault("should be a phone number, as a string")
     try:
         return normalise(value)
-    except ValueError:
-        raise _fault("is not a phone number") from None
+    except ValueError as error:
+        raise _fault(f"is {error}") from None
 
 
 _NAME = re.compile(r"[^/+#\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,64}")
@@ -129,24 +129,32 @@ def _is_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and name == name.strip() and name[0] not in "$@" and not name.isdecimal()
 
 
-def _recipient(value: object) -> str:
+def _recipient(value: object, *, several: str = "write a message for each") -> str:
     if isinstance(value, str) and value.startswith("@"):
         if not _is_name(value[1:]):
             raise _fault("is not the name of a contact or group")
         return value
-    return _number(value)
+    if isinstance(value, str) and reads_as_several(value):
+        raise _fault(f"holds several recipients; {several}")
+    try:
+        return _number(value)
+    except PydanticCustomError as fault:
+        reads_as_name = isinstance(value, str) and _is_name(value) and value[0].isalpha()
+        if fault.message() == f"is {NOT_A_NUMBER}" and reads_as_name:
+            raise _fault(f"{fault.message()}; write @ in front of the name of a contact or group") from None
+        raise
 
 
 def _recipients(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        return (_recipient(value),)
+        return (_recipient(value, several='write a list, as in ["+4915112345678", "@family"]'),)
     if not value:
         raise _fault("is empty")
     _check_count(value)
     recipients = []
     for index, item in enumerate(value):
         try:
-            recipients.append(_recipient(item))
+            recipients.append(_recipient(item, several="write each as an entry of its own"))
         except PydanticCustomError as fault:
             raise _fault(fault.message(), index) from None
     return tuple(recipients)
@@ -792,10 +800,12 @@ def _is_raw(path: str) -> bool:
 def _topic_recipient(path: str) -> str:
     """`<to>` of `sms/<to>`. A topic level holds no `+`, so `00` stands for it; what is no number is a name."""
     to = path.removeprefix("sms/")
-    try:
-        return normalise("+" + to[2:] if to.startswith("00") else to)
-    except ValueError:
-        pass
+    number = "+" + to[2:] if to.startswith("00") else to
+    if reads_as_number(number):
+        try:
+            return normalise(number)
+        except ValueError as error:
+            raise CommandError("invalid_payload", f"to: is {error}") from None
     if not _is_name(to):
         raise CommandError("invalid_payload", "to: the topic names no phone number, contact or group")
     return f"@{to}"

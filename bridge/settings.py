@@ -120,11 +120,17 @@ def _contact_name(value: str) -> str:
         raise ValueError("must be 1 to 64 characters, without blanks around it and without $ or @ in front")
     if re.search(r"[/+#]", value) or _CONTROL.search(value):
         raise ValueError("must not contain / + # or control characters, since it is also a level of a topic")
+    if numbers.reads_as_number(value):
+        raise ValueError("must not read as a number, which it would be in cmd/sms/<to>")
+    return value
+
+
+def _contact_number(value: str) -> str:
     try:
-        numbers.normalise(value)
-    except ValueError:
-        return value
-    raise ValueError("must not read as a number, which it would be in cmd/sms/<to>")
+        return numbers.normalise(value)
+    except ValueError as error:
+        rule = "; up to 32 digits, * and #, with at most a + in front" if str(error) == numbers.NOT_A_NUMBER else ""
+        raise ValueError(f"{error}{rule}") from None
 
 
 def _country(value: str) -> str:
@@ -185,7 +191,7 @@ Id = Annotated[str, AfterValidator(_id), WithJsonSchema({"type": "string", "patt
 LineId = Annotated[str, AfterValidator(_line_id), WithJsonSchema({"type": "string", "pattern": _ID})]
 GoipId = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_goip_id)]
 ContactName = Annotated[str, AfterValidator(_contact_name)]
-Number = Annotated[str, AfterValidator(numbers.normalise)]
+Number = Annotated[str, AfterValidator(_contact_number)]
 Country = Annotated[str, AfterValidator(_country), WithJsonSchema({"type": "string", "pattern": "^[A-Za-z]{2}$"})]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network), WithJsonSchema({"type": "string"})]
 Listen = Annotated[str, AfterValidator(_listen)]
@@ -421,8 +427,8 @@ class LineSettings(_Section):
     """The box this line belongs to; lines with the same value are one device, and take turns where it takes only a few
     sessions in all. Default: none; lines at one address count as one box then."""
     country: Country | None = Field(default=None, examples=["DE"])
-    """Country of the SIM (ISO 3166, two letters), to complete national numbers of senders. Default: numbers stay as
-    they are."""
+    """Country of the SIM (ISO 3166, two letters), to complete national numbers of senders, and to know a recipient by
+    every spelling of the number. Default: numbers stay as they are."""
     allow_from: list[Network] = Field(default=[], examples=[["192.168.1.0/24"]])
     """Addresses and networks the line's datagrams may come from. Default: any."""
     repeat_safety: Literal["auto", "safe", "unsafe"] = "auto"

@@ -224,6 +224,13 @@ LUHN = "value: is not an IMEI: the check digit (Luhn) is wrong"
 REASONS = "reason: should be 'unconditional', 'busy', 'no_reply', 'not_reachable', 'all' or 'conditional'"
 USSD = "code: holds a character it may not hold, or has the wrong length"
 CELL = "value: holds a character it may not hold, or has the wrong length"
+STRANGE = "to: is not a phone number: it has"
+LRE = "U+202A (LEFT-TO-RIGHT EMBEDDING)"
+NBSP = "U+00A0 (NO-BREAK SPACE)"
+LIST = 'holds several recipients; write a list, as in ["+4915112345678", "@family"]'
+ZERO = "is ambiguous: nobody can know whether its (0) is to be dialled; write it without (0), and with +"
+MANY = "is not a phone number: it has too many digits, as if it were several; write each by itself"
+DECIMALS = "is a number with decimals, which are no part of a phone number; write its digits as a string"
 TIME = "should be an RFC 3339 time with offset, or unix seconds"
 
 
@@ -242,7 +249,27 @@ TIME = "should be an RFC 3339 time with offset, or unix seconds"
         ("sms", {"to": "+49 151 x", "text": "hi"}, "to: is not a phone number"),
         ("sms", {"to": "+*#", "text": "hi"}, "to: is not a phone number"),
         ("sms", {"to": "1" * 33, "text": "hi"}, "to: is not a phone number"),
-        ("sms", {"to": "1\n", "text": "hi"}, "to: is not a phone number"),
+        ("sms", {"to": "1\n", "text": "hi"}, f"{STRANGE} U+000A at character 1; write it without"),
+        ("sms", {"to": "\u202a+491\u202c", "text": "hi"}, f"{STRANGE} {LRE} at character 0; write it without"),
+        ("sms", {"to": "+49\xa01", "text": "hi"}, f"{STRANGE} {NBSP} at character 3; write it without"),
+        (
+            "sms",
+            {"to": "anna", "text": "hi"},
+            "to: is not a phone number; write @ in front of the name of a contact or group",
+        ),
+        ("sms", {"to": "+491; +492", "text": "hi"}, f"to: {LIST}"),
+        ("sms", {"to": "+491,@ben,", "text": "hi"}, f"to: {LIST}"),
+        ("sms", {"to": "+491\n+492", "text": "hi"}, f"to: {LIST}"),
+        (
+            "sms",
+            {"to": ["1", "2,3"], "text": "hi"},
+            "to[1]: holds several recipients; write each as an entry of its own",
+        ),
+        ("sms", {"to": "+49 (0)151 1", "text": "hi"}, f"to: {ZERO}"),
+        ("sms", {"to": "0151 12345678 0151 87654321", "text": "hi"}, f"to: {MANY}"),
+        ("sms", {"to": "4915112345678.0", "text": "hi"}, f"to: {DECIMALS}"),
+        ("sms/49(0)151", b"hi", f"to: {ZERO}"),
+        ("number/set", {"value": "1;2"}, "value: is not a phone number but several; write each by itself"),
         ("sms", {"to": True, "text": "hi"}, "to: should be a phone number, as a string"),
         ("sms", {"to": -1, "text": "hi"}, "to: should be a phone number, as a string"),
         ("sms", {"to": 10**15, "text": "hi"}, "to: should be a phone number, as a string"),
@@ -265,7 +292,12 @@ TIME = "should be an RFC 3339 time with offset, or unix seconds"
         ("sms", {"messages": {}}, "messages: should be a list"),
         ("sms", {"messages": ["hi"]}, "messages[0]: should be an object"),
         ("sms", {"messages": [{"to": "1", "text": "hi"}, {"to": "1", "text": ""}]}, "messages[1].text: is empty"),
-        ("sms", {"messages": [{"to": "x", "text": "hi"}]}, "messages[0].to: is not a phone number"),
+        ("sms", {"messages": [{"to": "2x", "text": "hi"}]}, "messages[0].to: is not a phone number"),
+        (
+            "sms",
+            {"messages": [{"to": "1;2", "text": "a"}]},
+            "messages[0].to: holds several recipients; write a message for each",
+        ),
         ("sms", {"messages": [{"to": ["1"], "text": "hi"}]}, "messages[0].to: should be a phone number, as a string"),
         ("sms", {"messages": [{"to": "1", "text": "\ud800"}]}, "messages[0].text: lone surrogate at character 0"),
         ("sms", {"messages": [{"to": "1", "text": "a", "tx": 1}]}, "messages[0].tx: unknown field; did you mean text?"),

@@ -10,6 +10,7 @@ import pytest
 from bridge.app import Bridge
 from bridge.commands import MAX_RECIPIENTS
 from bridge.mqtt import Incoming
+from bridge.numbers import normalise
 from bridge.settings import Settings
 from bridge.store import Store
 
@@ -35,8 +36,8 @@ async def bridge(store: Store) -> Bridge:
     return made(store, CONTACTS, GROUPS)
 
 
-def made(store: Store, contacts: dict[str, str], groups: dict[str, list[str]]) -> Bridge:
-    settings = Settings(lines={"l0": {"password": "p"}}, contacts=contacts, groups=groups)
+def made(store: Store, contacts: dict[str, str], groups: dict[str, list[str]], *, country: str | None = None) -> Bridge:
+    settings = Settings(lines={"l0": {"password": "p", "country": country}}, contacts=contacts, groups=groups)
     return Bridge(settings, store, lambda: settings)
 
 
@@ -85,6 +86,43 @@ async def test_who_is_named_twice_gets_one_sms(bridge: Bridge, store: Store) -> 
     result = sent(bridge, "sms", {"to": ["@anna", "@family", "+49 (151) 12345678"], "text": "hi"})
     assert result["warnings"] == ["duplicate_recipient", "line_offline"]
     assert queued(store) == [("+4915112345678", "hi"), ("+4915187654321", "hi")]
+
+
+SPELLINGS = ["+4915112345678", "004915112345678", "0151 12345678", "+49 (0)151 12345678", 4915112345678]
+
+
+@pytest.mark.parametrize("first", range(len(SPELLINGS)))
+async def test_a_phone_in_several_spellings_gets_one_sms(store: Store, first: int) -> None:
+    spellings: list[Any] = SPELLINGS[first:] + SPELLINGS[:first]
+    contacts = {f"c{n}": str(spelling) for n, spelling in enumerate(spellings)}
+    bridge = made(store, contacts, {"all": list(contacts)}, country="DE")
+    expected = normalise(str(spellings[0]))
+    for to in (spellings, [f"@{name}" for name in contacts], ["@all"], [spellings[0], "@all"]):
+        result = sent(bridge, "sms", {"to": to, "text": "hi"})
+        assert [message["to"] for message in result["data"]["msgs"]] == [expected]
+        assert result["warnings"] == ["duplicate_recipient", "line_offline"]
+        assert result["data"]["job"] is None
+    messages = [{"to": spelling, "text": text} for text in ("one", "two") for spelling in spellings]
+    result = sent(bridge, "sms", {"messages": messages, "dry_run": True})
+    assert "duplicate_recipient" in result["warnings"]
+    assert sent(bridge, "sms", {"messages": messages})["message"] == "Queued 2 SMS."
+
+
+async def test_phones_that_are_not_surely_the_same_get_an_sms_each(store: Store) -> None:
+    without_country = made(store, {}, {})
+    assert sent(without_country, "sms", {"to": SPELLINGS, "text": "hi"})["message"] == "Queued 3 SMS."
+    bridge = made(store, {}, {}, country="DE")
+    other = ["22000", "+22000", "*22000", "015112345678", "+4315112345678", "15112345679", "112", "0112"]
+    result = sent(bridge, "sms", {"to": other, "text": "hi"})
+    assert [message["to"] for message in result["data"]["msgs"]] == other
+    assert result["warnings"] == ["line_offline"]
+
+
+async def test_an_unknown_name_with_an_invisible_character_says_so(bridge: Bridge) -> None:
+    result = sent(bridge, "sms", {"to": "@anna\u200b", "text": "hi"})
+    assert result["message"].endswith("configuration; it has U+200B (ZERO WIDTH SPACE) at character 4")
+    result = sent(bridge, "sms", {"to": "@anna, @ben", "text": "hi"})
+    assert result["message"].endswith("configuration; several recipients are a list, one entry for each")
 
 
 async def test_each_text_of_several_goes_to_all_of_its_group(bridge: Bridge, store: Store) -> None:
