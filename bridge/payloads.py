@@ -323,7 +323,7 @@ class Limits:
     """Limits of outgoing call time, in minutes."""
 
     exp_time_min: int | None = None
-    "Minutes allowed in all; known after `info/get`."
+    "Minutes allowed in all; known once they were set or asked for (`exp_time/set`, `exp_time/get`, `info/get`)."
     remain_time_min: int | None = None
     "Minutes left; null when unknown or unlimited."
     unlimited: bool | None = None

@@ -1,5 +1,6 @@
 """The retained state of lines: from what the core knows to the payloads of docs/contract.md §2."""
 
+from collections import ChainMap
 from collections.abc import Callable
 
 from bridge import payloads
@@ -20,7 +21,7 @@ _CONNECTED = ("LOGIN", "UP")
 
 def line_state(line: Line, wall: Callable[[float], float]) -> payloads.LineState:
     """What is true of a line now; `wall` turns the core's times into unix time."""
-    get = line.fields.get
+    get = ChainMap(line.fields, line.told).get
     gsm_status = get("gsm_status")
     voip_status = wire.value(get("voip_status"))
     remain = -1 if line.exp_time == 0 else line.remain_time  # no limit at all (docs/protocol.md §8)
@@ -47,7 +48,7 @@ def line_state(line: Line, wall: Callable[[float], float]) -> payloads.LineState
         limits=payloads.Limits(
             exp_time_min=line.exp_time if line.exp_time is not None and line.exp_time >= 0 else None,
             remain_time_min=remain if remain is not None and remain >= 0 else None,
-            unlimited=None if remain is None else remain < 0,
+            unlimited=_unlimited(line.exp_time, remain),
         ),
         enabled={"0": True, "1": False}.get(get("disable_status", "")),
         address=address_text(line.address) if line.address else None,
@@ -66,6 +67,12 @@ def summary(line: Line, settings: LineSettings | None) -> payloads.LineSummary:
         online=line.online_before if line.online is None else line.online,
         address=address_text(line.address) if line.address else None,
     )
+
+
+def _unlimited(allowed: int | None, left: int | None) -> bool | None:
+    """Whether calls have no limit: what is left says so, or else what is allowed in all."""
+    known = allowed if left is None else left
+    return None if known is None else known < 0
 
 
 def _signal(text: str | None) -> payloads.Signal:

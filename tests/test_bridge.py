@@ -245,6 +245,24 @@ async def test_a_control_command_brings_the_gateways_answer(setup: Setup) -> Non
     assert (result["id"], result["command"], result["data"]) == ("e1", "exp_time/get", {"value": 37})
 
 
+async def test_what_the_gateway_confirmed_is_in_the_state_without_being_asked_for(setup: Setup) -> None:
+    orders: list[tuple[str, dict[str, Any]]] = [
+        ("exp_time/set", {"value": 90}),
+        ("remain_time/reset", {}),
+        ("number/set", {"value": "+49 1511"}),
+        ("imei/set", {"value": "490154203237518"}),
+        ("module/set", {"enable": False}),
+    ]
+    for path, payload in orders:
+        await setup.watcher.publish(setup.topic(f"cmd/{path}"), payload)
+        verb, sendid, *value, _password = (await setup.line.receive()).split(b" ")
+        setup.line.send(b" ".join((verb, sendid, *value, b"ok") if verb != b"module_ctl_i" else (verb, sendid, b"ok")))
+        assert (await setup.watcher.until(setup.topic(f"result/{path}"))).json["code"] == "ok"
+    state = (await setup.watcher.until(setup.topic("state"), lambda seen: seen.json["enabled"] is False)).json
+    assert state["limits"] == {"exp_time_min": 90, "remain_time_min": 90, "unlimited": False}
+    assert (state["sim"]["number"], state["module"]["imei"]) == ("+491511", "490154203237518")
+
+
 async def test_a_refusal_has_the_gateways_words(setup: Setup) -> None:
     await setup.watcher.publish(setup.topic("cmd/number/set"), {"value": "+49 151"})
     datagram = await setup.line.receive()

@@ -62,6 +62,9 @@ class Answer:
 
 
 _BARE = ("CF", "CW", "GSM")
+_ASKED = {"get_gsm_num": "num", "get_exp_time": "exp_time", "get_remain_time": "remain_time", "get_imei": "imei"}
+_SET = {"set_gsm_num": "num", "set_exp_time": "exp_time", "set_imei": "imei"}
+"By verb: the value that it asks for, or sets."
 
 
 def interpret(operation: Operation, message: wire.Message) -> Answer | None:
@@ -86,3 +89,22 @@ def interpret(operation: Operation, message: wire.Message) -> Answer | None:
 def _says_ok(text: str) -> bool:
     words = text.split()
     return bool(words) and words[-1].lstrip("$").lower() == "ok"
+
+
+def values(operation: Operation, answer: Answer) -> dict[str, str]:
+    """What an answer that is ok says of the line: by the names of a keepalive's fields (§3), and `exp_time`.
+
+    A value that was set is known where the gateway repeats it, or says no more than ok; else it is empty.
+    """
+    verb, arguments = operation.verb, operation.arguments
+    if answer.fields is not None:
+        told = {name: answer.fields[key] for key, name in _ASKED.items() if key in answer.fields}
+        return told | {name: answer.fields[name] for name in ("imei",) if name in answer.fields}
+    if verb in _ASKED:
+        return {_ASKED[verb]: answer.text}
+    if verb in _SET:
+        confirmed = answer.text.split()[:-1] in ([], [*arguments])
+        return {_SET[verb]: arguments[0] if confirmed else ""}
+    if verb == "module_ctl_i":
+        return {"disable_status": "0" if arguments == ("1",) else "1"}
+    return {}

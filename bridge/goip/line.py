@@ -121,7 +121,11 @@ class Line:
     online_before: bool = False
     "Whether it was online when the last run ended."
     fields: dict[str, str] = field(default_factory=dict)
-    "The last keepalive, by lower-case name where the field is known."
+    """The last keepalive, by lower-case name where the field is known, and what the gateway answered since: the newest
+    word counts."""
+    told: dict[str, str] = field(default_factory=dict)
+    """What the gateway answered of fields that its keepalives don't have: to be shown. Nobody would say that it has
+    changed, so nothing else depends on it."""
     call: Call = field(default_factory=Call)
     exp_time: int | None = None
     remain_time: int | None = None
@@ -195,7 +199,7 @@ class Line:
     @property
     def number(self) -> str | None:
         """The SIM's phone number, where the gateway knows it."""
-        number = wire.value(self.fields.get("num"))
+        number = wire.value(self.fields.get("num", self.told.get("num")))
         return None if number is None else number.strip()
 
     @property
@@ -377,7 +381,7 @@ class Line:
             self._take_fields(dict(message.fields), now)
         if (voip_state := self.fields.get("voip_state", "IDLE")) != "IDLE" or self.call.state != "idle":
             self._check_call_state(voip_state, now)
-        if self._check_disabled and "disable_status" in self.fields:
+        if self._check_disabled and "disable_status" in message.fields:
             self._check_disabled = False
             if not self.disabled:  # this firmware follows the English document: 2 disables (§8)
                 self.request(None, control.Operation(verb="module_ctl_i", arguments=("2",)), now)
@@ -456,6 +460,8 @@ class Line:
     def _take_fields(self, fields: dict[str, str], now: float) -> None:
         before, was_disabled, identity = self.fields, self.disabled, self.identity
         self.fields = fields
+        for name in self.told.keys() & fields.keys():
+            del self.told[name]
         if self.identity != identity:
             self.heed_safety(now)
             self._spoil_selftest("the module of the sending line was changed", now)
@@ -827,19 +833,29 @@ class Line:
             self.request(request.token, replace(request.operation, arguments=("2",)), now)  # the other edition's (§8)
             return
         self._check_disabled = self._check_disabled or (request.operation.disable and answer.ok)
-        if answer.fields is not None:
-            self._take_gsm_values(answer.fields)
-        elif answer.ok and request.operation.verb in ("get_exp_time", "get_remain_time"):
-            self._take_gsm_values({request.operation.verb: answer.text})
+        if answer.ok:
+            self._learn(request.operation.verb, control.values(request.operation, answer), now)
         if request.token is not None:
             self.out.events.append(
                 events.RequestAnswered(self.name, request.token, answer.ok, answer.text, answer.fields)
             )
 
-    def _take_gsm_values(self, fields: dict[str, str]) -> None:
-        self.exp_time = wire.integer(fields.get("get_exp_time", str(self.exp_time)))
-        self.remain_time = wire.integer(fields.get("get_remain_time", str(self.remain_time)))
-        self.out.events.append(events.LineChanged(self.name))
+    def _learn(self, verb: str, values: dict[str, str], now: float) -> None:
+        """Take over what an answer says of the line: values that were asked for, or that the gateway confirmed."""
+        fields = dict(self.fields)
+        if "exp_time" in values:
+            self.exp_time = wire.integer(values.pop("exp_time"))
+        if verb in ("set_exp_time", "reset_remain_time"):
+            # A reset puts what is left back to the limit (§8). What another limit does to it is documented nowhere: it
+            # is unknown then. The next keepalive counts, also if it says the same as the last one.
+            unlimited = self.exp_time == 0
+            self.remain_time = -1 if unlimited else self.exp_time if verb == "reset_remain_time" else None
+            fields.pop("remain_time", None)
+        elif "remain_time" in values:
+            self.remain_time = wire.integer(values["remain_time"])
+        for name, value in values.items():
+            (fields if name in fields else self.told)[name] = value
+        self._take_fields(fields, now)
 
     def _cells(self, cells: tuple[int, ...]) -> None:
         for request in [r for r in self._requests.values() if r.operation.cells]:

@@ -8,6 +8,7 @@ from goip_bench import ELSEWHERE, HOME, SENDID, START, Bench
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge import states
 from bridge.goip import events, server
 from bridge.goip.control import Operation
 from bridge.goip.line import Submitted
@@ -749,6 +750,115 @@ def test_cells_that_do_not_come_time_out(bench):
 def test_sendids_are_never_used_twice(bench):
     ids = [datagram.split()[1] for datagram in (*bench.request("get_imei"), *bench.ussd("*1#"), *bench.send_sms())]
     assert ids == [str(SENDID), str(SENDID + 1), str(SENDID + 2)]
+
+
+# -- what a confirmed order says of the line (§8)
+
+WHOLE = "gsm_status:LOGIN;num:;imei:356789012345678;remain_time:-1;disable_status:0;"
+
+
+def confirmed(bench: Bench, verb: str, *arguments: str, says: str | None = None) -> None:
+    sendid = bench.server.next_sendid
+    bench.request(verb, *arguments)
+    bench.tell(f"{verb} {sendid} {says or ' '.join((*arguments, 'ok'))}")
+    assert bench.told(events.RequestAnswered)
+
+
+@pytest.mark.parametrize("fields", ["gsm_status:LOGIN;", WHOLE])
+def test_what_the_gateway_confirmed_is_known_until_it_says_otherwise(bench, fields):
+    bench.keepalive(fields)
+    confirmed(bench, "set_gsm_num", "+491511")
+    confirmed(bench, "set_imei", "490154203237518")
+    state = states.line_state(bench.line, float)
+    assert (state.sim.number, state.module.imei) == ("+491511", "490154203237518")
+    assert bench.line.number == "+491511"
+    bench.keepalive(fields)
+    again = states.line_state(bench.line, float)
+    told = ("+491511", "490154203237518") if fields != WHOLE else (None, "356789012345678")
+    assert (again.sim.number, again.module.imei) == told
+    bench.keepalive("num:+492;imei:111111111111111;gsm_status:LOGIN;")
+    bench.keepalive("gsm_status:LOGIN;")
+    assert states.line_state(bench.line, float).sim.number is None, "what was confirmed before is not true again"
+
+
+def test_an_order_that_is_not_confirmed_changes_nothing(bench):
+    bench.keepalive(WHOLE)
+    before = states.line_state(bench.line, float)
+    sendid = bench.server.next_sendid
+    orders = [("set_gsm_num", "+491"), ("set_imei", "490154203237518"), ("set_exp_time", "90"), ("module_ctl_i", "2")]
+    for verb, value in orders:
+        bench.request(verb, value)
+    bench.request("reset_remain_time")
+    bench.tell(f"ERROR {sendid} +491 bad value", f"set_imei {sendid + 1} 490154203237518 failed")
+    bench.advance(20)
+    assert states.line_state(bench.line, float) == before
+
+
+def test_a_value_that_the_gateway_repeats_otherwise_is_unknown(bench):
+    confirmed(bench, "set_exp_time", "90", says="60 ok")
+    confirmed(bench, "set_gsm_num", "+491", says="ok")
+    state = states.line_state(bench.line, float)
+    assert (state.limits.exp_time_min, state.sim.number) == (None, "+491")
+
+
+def test_minutes_after_a_new_limit_and_after_a_reset(bench):
+    def limits() -> tuple[int | None, int | None, bool | None]:
+        state = states.line_state(bench.line, float)
+        return state.limits.exp_time_min, state.limits.remain_time_min, state.limits.unlimited
+
+    bench.keepalive(WHOLE)
+    assert limits() == (None, None, True)
+    confirmed(bench, "set_exp_time", "90")
+    assert limits() == (90, None, False), "how much of it is left only the gateway knows"
+    confirmed(bench, "reset_remain_time")
+    assert limits() == (90, 90, False)
+    bench.keepalive(WHOLE.replace("-1", "89"))
+    confirmed(bench, "set_exp_time", "0")
+    assert limits() == (0, None, True)
+    confirmed(bench, "set_exp_time", "120")
+    bench.keepalive(WHOLE.replace("-1", "89"))
+    assert limits() == (120, 89, False), "the keepalive says the same as before, and means it"
+
+
+def test_a_reset_to_a_limit_that_nobody_knows_leaves_the_rest_unknown(bench):
+    bench.keepalive(WHOLE.replace("-1", "7"))
+    confirmed(bench, "reset_remain_time")
+    assert states.line_state(bench.line, float).limits.remain_time_min is None
+    bench.keepalive(WHOLE.replace("-1", "7"))
+    assert states.line_state(bench.line, float).limits.remain_time_min == 7
+
+
+def test_a_module_that_was_switched_shows_at_once_and_is_believed_in_keepalives(bench):
+    bench.keepalive(WHOLE)
+    confirmed(bench, "module_ctl_i", "2", says="ok")
+    assert states.line_state(bench.line, float).enabled is False
+    assert bench.line.disabled
+    assert not bench.line.ready
+    confirmed(bench, "module_ctl_i", "1", says="ok")
+    assert states.line_state(bench.line, float).enabled is True
+    assert bench.line.ready
+    bench.keepalive(WHOLE.replace("disable_status:0", "disable_status:1"))
+    assert states.line_state(bench.line, float).enabled is False
+
+
+def test_a_module_whose_keepalives_never_say_that_it_is_on_holds_no_sms_back(bench):
+    confirmed(bench, "module_ctl_i", "0", says="ok")
+    assert states.line_state(bench.line, float).enabled is False
+    assert bench.line.ready, "it may be switched on at the gateway, and nothing would ever say so"
+
+
+def test_values_that_were_asked_for_are_known_as_well(bench):
+    confirmed(bench, "get_gsm_num", says="+4930")
+    confirmed(bench, "get_imei", says="356789012345678")
+    state = states.line_state(bench.line, float)
+    assert (state.sim.number, state.module.imei) == ("+4930", "356789012345678")
+    bench.keepalive(WHOLE)
+    sendid = bench.server.next_sendid
+    bench.request("GSM")
+    bench.tell(f"GSM:{sendid};get_gsm_num:+4931;get_exp_time:60;get_remain_time:37;imei:356789012345679;module_down:1")
+    state = states.line_state(bench.line, float)
+    assert (state.sim.number, state.module.imei, state.limits.remain_time_min) == ("+4931", "356789012345679", 37)
+    assert state.enabled is True
 
 
 # -- disabling a module: 0 or 2 (§8)
