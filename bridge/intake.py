@@ -118,6 +118,8 @@ class Answers:
     def ussd(self, batch: Batch, command: CommandRow, event: events.UssdEvent) -> None:
         """A USSD dialogue took a step."""
         data = {"text": event.text, "exit": event.exit}
+        if event.text_raw is not None:
+            data["text_raw"] = event.text_raw
         match event.event_type:
             case "reply":
                 ended = "The dialogue was ended." if event.exit else "The network replied."

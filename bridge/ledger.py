@@ -278,6 +278,7 @@ class Ledger:
             event_type=event.event_type,
             code=event.code,
             text=event.text,
+            text_raw=event.text_raw,
             cmd=command.id if command else None,
         )
         if command is not None and not event.late:

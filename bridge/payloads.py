@@ -175,6 +175,8 @@ class Ussd(Fact):
     "The code that was sent; null when the network began."
     text: str | None
     "What the network or the gateway said; null when it ended the dialogue without a text."
+    text_raw: str | None = None
+    "What the gateway gave, where it left the text as hexadecimal digits and `text` was decoded from them; else null."
     cmd: str | None
     "The id of the command; null when the network began."
 
@@ -237,7 +239,8 @@ class Result:
     data: dict[str, Any] = field(default_factory=dict)
     """What the command gives back: `job` (or null), `msgs`, `parts` and `encoding` for `sms`; `value` for most that end
     in `get`; `enable` for call forwarding and waiting, and `number` and `timeout_s` for `call_forward/get`; `cells` for
-    `cells/get`; `text` and `exit` for `ussd`; `verdict` (`safe`, `unsafe`, `inconclusive`) and the whole report for
+    `cells/get`; `text` and `exit` for `ussd`, and `text_raw` where the text had to be decoded; `verdict` (`safe`,
+    `unsafe`, `inconclusive`) and the whole report for
     `selftest`. Empty when it was refused."""
     duplicate: bool = False
     "This is the answer of an earlier command with the same id."
@@ -269,7 +272,8 @@ class Gsm:
     registered: bool | None = None
     "The same as true or false; null when unknown."
     operator: str | None = None
-    "As the gateway gives it; often a code of letters, such as POL."
+    """As the gateway gives it; often a code of letters, such as POL. Where it leaves the name as hexadecimal digits, they
+    are decoded, and `raw` has them as `pro`."""
     cell: str | None = None
     "As the gateway gives it, such as `LAC:7E5,CELL ID:5E5B`."
 

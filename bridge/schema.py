@@ -289,6 +289,9 @@ def _examples() -> dict[type, tuple[object, ...]]:
         payloads.Ussd: (
             payloads.Ussd(**_FACT, event_type="reply", code="*100#", text="Balance: 12.50 EUR", cmd="balance-1"),
             payloads.Ussd(**_FACT, event_type="reply", code=None, text="Your bundle ends tomorrow.", cmd=None),
+            payloads.Ussd(
+                **_FACT, event_type="reply", code="*102#", text="1 €", text_raw="0031002020AC", cmd="balance-4"
+            ),
             payloads.Ussd(**_FACT, event_type="error", code="*100#", text="USSD send failed!", cmd="balance-2"),
             payloads.Ussd(**_FACT, event_type="timeout", code="*100#", text=None, cmd="balance-3"),
         ),

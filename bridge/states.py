@@ -6,6 +6,7 @@ from collections.abc import Callable
 from bridge import payloads
 from bridge.goip import wire
 from bridge.goip.line import Line
+from bridge.goip.undecoded import decoded
 from bridge.ledger import address_text
 from bridge.settings import LineSettings
 
@@ -23,6 +24,7 @@ def line_state(line: Line, wall: Callable[[float], float]) -> payloads.LineState
     """What is true of a line now; `wall` turns the core's times into unix time."""
     get = ChainMap(line.fields, line.told).get
     gsm_status = get("gsm_status")
+    operator = wire.value(get("pro"))
     voip_status = wire.value(get("voip_status"))
     remain = -1 if line.exp_time == 0 else line.remain_time  # no limit at all (docs/protocol.md §8)
     return payloads.LineState(
@@ -30,7 +32,7 @@ def line_state(line: Line, wall: Callable[[float], float]) -> payloads.LineState
         gsm=payloads.Gsm(
             status={"LOGIN": "login", "LOGOUT": "logout"}.get(gsm_status or "", "unknown"),  # type: ignore[arg-type]
             registered=None if gsm_status is None else gsm_status == "LOGIN",
-            operator=wire.value(get("pro")),
+            operator=decoded(operator) or operator if operator else None,
             cell=wire.value(get("cellinfo")),
         ),
         voip=payloads.Voip(
@@ -54,7 +56,11 @@ def line_state(line: Line, wall: Callable[[float], float]) -> payloads.LineState
         address=address_text(line.address) if line.address else None,
         last_seen=payloads.timestamp(wall(line.heard)) if line.ever_heard else None,
         problems=_problems(line),
-        raw={key: value for key, value in line.fields.items() if key not in _PLACED},
+        raw={
+            key: value
+            for key, value in line.fields.items()
+            if key not in _PLACED or (key == "pro" and decoded(value) is not None)
+        },
     )
 
 

@@ -83,6 +83,15 @@ COMMANDS: list[tuple[str, Any, dict[str, Any] | None]] = [
     ("cells/get", b"", None),
     ("info/get", b"", None),
     ("ussd", {"code": "*100#"}, None),
+    (
+        "ussd",
+        {"code": "*102#"},
+        {
+            "text": "Balance 4.20 €",
+            "exit": False,
+            "text_raw": "00420061006C0061006E0063006500200034002E00320030002020AC",
+        },
+    ),
     ("ussd/exit", b"", {"text": None, "exit": True}),
 ]
 

@@ -197,6 +197,8 @@ class UssdEvent:
     exit: bool = False
     late: bool = False
     "The answer came after the command had been given up."
+    text_raw: str | None = None
+    "What the box said, where it left the text undecoded (§1.1)."
 
 
 @dataclass(frozen=True, slots=True)

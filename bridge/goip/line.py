@@ -15,6 +15,7 @@ from bridge.goip.events import Address
 from bridge.goip.selftest import SelfTest
 from bridge.goip.session import BulkSession, Outcomes, Recipient, Refusal, Session
 from bridge.goip.timing import Timing
+from bridge.goip.undecoded import decoded
 
 MAX_SUSPECTS = 100
 MAX_REPEATS = 10_000
@@ -550,7 +551,8 @@ class Line:
                 elif self.call.ongoing or now >= self._hangup_ignored_until:
                     self._end_call(message.num or None, message.cause or None, now)
             case wire.Ussn():
-                out.append(events.UssdEvent(name, "reply", None, None, message.text))
+                text, text_raw = _readable(message.text)
+                out.append(events.UssdEvent(name, "reply", None, None, text, text_raw=text_raw))
             case wire.Remain():
                 self.remain_time = message.minutes
                 unlimited = None if message.minutes is None else message.minutes < 0
@@ -903,8 +905,9 @@ class Line:
                 event_type, words, exit = "error", text, False
             case _:
                 return
+        words, raw = _readable(words)
         self.out.events.append(
-            events.UssdEvent(self.name, event_type, dialogue.token, dialogue.code, words, exit, late)
+            events.UssdEvent(self.name, event_type, dialogue.token, dialogue.code, words, exit, late, raw)
         )
         if not late:
             self._ussd = None
@@ -994,6 +997,12 @@ _LINE_EVENTS = (wire.Remain, wire.Expiry, wire.Cells, wire.Bcch, wire.CellInfo, 
 
 def _as_it_came(event: wire.OtherEvent) -> dict[str, object]:
     return {"kind": event.kind, "fields": dict(event.fields), "raw": event.raw}
+
+
+def _readable(text: str | None) -> tuple[str | None, str | None]:
+    """A text of the network, and what the box said where that had to be decoded."""
+    found = decoded(text) if text is not None else None
+    return (text, None) if found is None else (found, text)
 
 
 def _key(data: bytes, reboots: int) -> bytes:

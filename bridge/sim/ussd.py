@@ -2,6 +2,7 @@
 
 *100#  a balance            *101#  a menu: 1, then 1 or 2; or 2
 *102#  a balance as undecoded UCS-2 hex digits
+*104#  a balance as undecoded octets of the GSM alphabet
 *103#  the network ends the dialogue without a text
 *197#  «USSD send failed!»  *198#  USSDERROR
 *199#  never answers
@@ -40,6 +41,7 @@ _SERVICES: dict[str, _Page] = {
         },
     ),
     "*102#": _Page("Balance 4.20 €".encode("utf-16-be").hex().upper()),
+    "*104#": _Page("42616C616E636520342E3230201B65"),
     "*103#": _Page("", verb="USSDEXIT"),
     "*197#": _Page("USSD send failed!"),
     "*198#": _Page("network error", verb="USSDERROR"),

@@ -574,6 +574,7 @@ def test_largest_sms_is_told(bench):
         ("CELLINFO", 'info:"LAC:1"', events.LineEvent("goip1", "cellinfo", {"info": "LAC:1"})),
         ("CGATT", "cgatt:0", events.LineEvent("goip1", "cgatt", {"cgatt": False})),
         ("USSN", "msg:5; left", events.UssdEvent("goip1", "reply", None, None, "5; left")),
+        ("USSN", "msg:004F004B", events.UssdEvent("goip1", "reply", None, None, "OK", text_raw="004F004B")),
         (
             "NEW_KIND",
             "a:1;b:2",
@@ -847,6 +848,21 @@ def test_a_module_whose_keepalives_never_say_that_it_is_on_holds_no_sms_back(ben
     assert bench.line.ready, "it may be switched on at the gateway, and nothing would ever say so"
 
 
+@pytest.mark.parametrize(
+    ("pro", "operator", "raw"),
+    [
+        ("POL", "POL", {}),
+        ("26002", "26002", {}),
+        ("004D0065006700610046006F006E", "MegaFon", {"pro": "004D0065006700610046006F006E"}),
+        ("(null)", None, {}),
+    ],
+)
+def test_the_operators_name_is_readable(bench, pro, operator, raw):
+    bench.keepalive(f"gsm_status:LOGIN;pro:{pro};")
+    state = states.line_state(bench.line, float)
+    assert (state.gsm.operator, state.raw) == (operator, raw)
+
+
 def test_values_that_were_asked_for_are_known_as_well(bench):
     confirmed(bench, "get_gsm_num", says="+4930")
     confirmed(bench, "get_imei", says="356789012345678")
@@ -923,6 +939,9 @@ def test_ussd_is_one_datagram_without_a_newline(bench):
         ("USSDERROR {} timeout", ussd("error", "timeout")),
         ("USSD {} USSD send failed!", ussd("error", "USSD send failed!")),
         ("ERROR {} GSM_LOGOUT", ussd("error", "GSM_LOGOUT")),
+        ("USSD {} 0034002E00320030002020AC\n", ussd("reply", "4.20 €", text_raw="0034002E00320030002020AC")),
+        ("USSDERROR {} 4E6F20637265646974", ussd("error", "No credit", text_raw="4E6F20637265646974")),
+        ("USSD {} DEADBEEF", ussd("reply", "DEADBEEF")),
     ],
 )
 def test_ussd_is_answered(bench, answer, told):
