@@ -272,8 +272,8 @@ class Gsm:
     registered: bool | None = None
     "The same as true or false; null when unknown."
     operator: str | None = None
-    """As the gateway gives it; often a code of letters, such as POL. Where it leaves the name as hexadecimal digits, they
-    are decoded, and `raw` has them as `pro`."""
+    """As the gateway gives it; often a code of letters, such as POL. Where it gives the name in hexadecimal digits,
+    they are decoded, and `raw` has them as `pro`."""
     cell: str | None = None
     "As the gateway gives it, such as `LAC:7E5,CELL ID:5E5B`."
 

@@ -271,7 +271,7 @@ class _Send:
         known = {
             "line_offline": f"line {self._args.line} is offline: the SMS waits until it is back",
             "line_disabled": f"line {self._args.line} is switched off: the SMS waits until it is on",
-            "duplicate_recipient": "a number is there twice; it gets one SMS",
+            "duplicate_recipient": "a phone is there twice, perhaps in another spelling; it gets one SMS",
         }
         return known.get(word, word)
 
