@@ -27,6 +27,8 @@ _USUAL = frozenset(char for char in _GSM if char.isascii() or char.isalpha()) - 
 _WORD = re.compile(r"[A-Za-z][a-z]{3}|[A-Z]{4}")
 _NO_WORD = re.compile(r"[a-z][A-Z]|[A-Z]{2}[a-z]")
 "Words are seldom like that, and random letters mostly."
+MAX_DIGITS = 4096
+"Hexadecimal digits of a text; USSD has 182 octets."
 MIN_OCTETS = 7
 MIN_LATIN, MIN_OTHER, MIN_UNSURE = 2, 4, 5
 "Characters of UCS-2: of Latin-1; of other alphabets; of East Asian scripts, or where all hexadecimal digits are 0-9."
@@ -52,7 +54,7 @@ Asian scripts."""
 def decoded(text: str) -> str | None:
     """What the digits say; None where they are no text, or may not be one."""
     digits = text.strip()
-    if len(digits) % 2 or not _DIGITS.fullmatch(digits):
+    if len(digits) % 2 or len(digits) > MAX_DIGITS or not _DIGITS.fullmatch(digits):
         return None
     octets = bytes.fromhex(digits)
     numeric = digits.isdecimal()

@@ -89,6 +89,12 @@ def test_any_text_is_decoded_or_stays_and_what_comes_out_can_be_printed(text):
         assert "\0" not in found
 
 
+def test_what_no_network_sends_is_not_looked_at():
+    digits = "Balance ".encode("utf-16-be").hex() * 200
+    assert decoded(digits[:4096]) is not None
+    assert decoded(digits) is None
+
+
 @given(st.text("abcdefghijklmnopqrstuvwxyz ABCDEF.,0123456789äöüß", min_size=2, max_size=100))
 def test_every_latin_text_comes_through_ucs2(text):
     digits = text.encode("utf-16-be").hex()
