@@ -2,7 +2,7 @@
 
 import phonenumbers
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge import numbers
@@ -70,6 +70,7 @@ WRITTEN = st.text(st.sampled_from("0123456789+ -./()*#"), min_size=1, max_size=2
 )
 
 
+@settings(deadline=None)
 @given(WRITTEN)
 def test_cleaning_invents_nothing_and_drops_only_punctuation_and_one_bracketed_zero(written):
     try:
@@ -118,6 +119,7 @@ def test_nearly_every_country_has_its_national_spelling_recognised():
     assert len(unknown) < 10, unknown
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("0123456789*#+"), min_size=1, max_size=16), st.sampled_from([None, "DE", "IT", "US"]))
 def test_the_identity_of_a_phone_keeps_how_its_number_ends(written, country):
     """By this alone the bridge finds which recipients to compare."""

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.goip.undecoded import decoded
@@ -77,6 +77,7 @@ def test_hardly_any_random_digits_are_taken_for_a_text(alphabet):
     assert sum(decoded(string) is not None for string in strings) < 4
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None), max_size=200) | st.text("0123456789abcdefABCDEF", max_size=400))
 def test_any_text_is_decoded_or_stays_and_what_comes_out_can_be_printed(text):
     found = decoded(text)
@@ -95,6 +96,7 @@ def test_what_no_network_sends_is_not_looked_at():
     assert decoded(digits) is None
 
 
+@settings(deadline=None)
 @given(st.text("abcdefghijklmnopqrstuvwxyz ABCDEF.,0123456789äöüß", min_size=2, max_size=100))
 def test_every_latin_text_comes_through_ucs2(text):
     digits = text.encode("utf-16-be").hex()
