@@ -311,22 +311,16 @@ MUTATIONS = (
         (TWO_BRIDGES, 18),
     ),
     Mutation(
-        "two bridges: a question is forgotten with its connection",
-        (
-            (
-                "bridge/lease.py",
-                "        if self._is_in_doubt:  #",
-                "        if False:  #",
-            ),
-        ),
+        "two bridges: a word that the broker may not have leaves no doubt",
+        (("bridge/lease.py", "unsaid = bool(self.rival) and (", "unsaid = False and ("),),
         None,
-        (TWO_BRIDGES, 7010),
+        (TWO_BRIDGES, 30082),
     ),
     Mutation(
-        "two bridges: who serves again says nothing again",
-        (("bridge/app.py", "            self.publisher.say_all_again(but=", "            str("),),
+        "two bridges: one that is in doubt is taken for one that never served",
+        (("bridge/lease.py", "            if since or kept:\n", "            if since:\n"),),
         None,
-        (TWO_BRIDGES, 5057),
+        (TWO_BRIDGES, 30193),
     ),
 )
 "What must be noticed; what is written here is part of what the proof promises."
