@@ -308,7 +308,7 @@ MUTATIONS = (
             ),
         ),
         None,
-        (TWO_BRIDGES, 18),
+        (TWO_BRIDGES, 3),
     ),
     Mutation(
         "two bridges: a word that the broker may not have leaves no doubt",
