@@ -6,6 +6,7 @@ commit first, then answer the gateways and the broker, then publish.
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 import math
@@ -50,7 +51,7 @@ from bridge.status import Recent
 from bridge.store import OutboxRow, SmsRow, Store, StoreError
 from bridge.strangers import Strangers
 from bridge.topics import Topics
-from bridge.udp import UdpSocket
+from bridge.udp import UdpSocket, plain
 
 log = logging.getLogger(__name__)
 
@@ -519,8 +520,8 @@ class Bridge:
             if name in names:
                 self.server.restore_proof(name, proof)
         for name, memory in self.store.lines():
-            if name in names:
-                self.server.restore_line(name, memory)
+            if name in names:  # an older version kept addresses as an IPv6 socket has them
+                self.server.restore_line(name, dataclasses.replace(memory, address=plain(memory.address)))
         for key, name, seen in self.store.repeats(at - self.server.timing.repeats):
             if name in names:
                 off = self.steady.off if seen < began else 0.0

@@ -39,7 +39,7 @@ SESSION_S = 86400
 
 NO_BROKER = (
     "there is no broker: set mqtt.url, or install one for goip-bridge to start: "
-    'apt-get install mosquitto, or pip install "goip-mqtt-bridge[embedded]"'
+    "apt-get install mosquitto, or pip install 'amqtt<0.13' where goip-bridge is installed"
 )
 
 # MQTT 3.1.1, clean session, empty client id; every broker we start accepts it.

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bridge.settings import ConfigError, Origins, Place, Settings, load, load_with_origins
+from bridge.settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
 from bridge.terminal import say
 
 SECRET = "********"
@@ -46,8 +46,10 @@ def check(path: Path | None) -> int:
     """Print a summary of a usable configuration; ConfigError for any other."""
     settings = load(path, os.environ)
     lines = f"{len(settings.lines)} line{'' if len(settings.lines) == 1 else 's'}"
-    say(f"ok: {lines}, broker {settings.mqtt.url or 'embedded'}, gateways at udp://{settings.udp.listen}")
-    for note in settings.notes():
+    say(
+        f"ok: {file_named(path, os.environ)}: {lines}, broker {settings.mqtt.url or 'embedded'}, gateways at udp://{settings.udp.listen}"
+    )
+    for note in settings.notes(os.environ):
         say(f"note: {note}")
     return 0
 

@@ -30,6 +30,7 @@ from rich.text import Text
 
 from bridge import __version__, terminal
 from bridge import client as mqtt
+from bridge import settings as configuration
 from bridge.broker import NO_BROKER, find_mosquitto
 from bridge.client import Client
 from bridge.settings import ConfigError, Settings
@@ -51,7 +52,6 @@ SAFE_DIGITS = 12
 "A password of digits alone is short below this."
 NAMED = 8
 "Lines that one finding names."
-LOOPBACKS = ("127.0.0.1", "::1", "localhost")
 RELEASED = 1_767_225_600.0
 "2026-01-01: no clock that is set is behind this."
 # SQLite's own lock bytes (sqlite.org/fileformat2.html#the_lock_byte_page): readers share this range, and a bridge,
@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> int:
             report.problem("configuration", fault, "")
         show(report, console)
         return 2
-    examine_host(settings, report)
+    examine_host(settings, report, configuration.file_named(args.config, os.environ))
     asyncio.run(examine_broker(settings, report, args.timeout))
     show(report, console)
     return 1 if report.problems else 0
@@ -160,11 +160,11 @@ def show(report: Report, console: Console) -> None:
 # -- this machine
 
 
-def examine_host(settings: Settings, report: Report) -> None:
-    """What needs no broker."""
+def examine_host(settings: Settings, report: Report, file: str) -> None:
+    """What needs no broker; `file` names the configuration."""
     count = len(settings.lines)
-    report.ok("configuration", f"{count} line{'' if count == 1 else 's'}, base topic {settings.base_topic}")
-    for note in settings.notes():
+    report.ok("configuration", f"{file}: {count} line{'' if count == 1 else 's'}, base topic {settings.base_topic}")
+    for note in settings.notes(os.environ):
         what, _, text = note.partition(": ")
         report.note(what, text)
     _examine_passwords(settings, report)
@@ -251,7 +251,7 @@ def _examine_store_file(path: Path, report: Report) -> None:
 
 def _examine_udp(settings: Settings, report: Report, *, running: bool) -> None:
     what, udp = "udp.listen", settings.udp
-    if udp.host in LOOPBACKS:
+    if configuration.is_loopback(udp.host):
         report.note(what, f"{udp.host} is reached only from this machine", "For real boxes listen on 0.0.0.0")
     family = socket.AF_INET6 if ":" in udp.host else socket.AF_INET
     try:
@@ -552,7 +552,8 @@ class _Examination:
     def _web_page(self, id: str) -> str:
         """What to fill in on the web page of the box."""
         udp = self._settings.udp
-        host = udp.host if udp.host not in ("0.0.0.0", "::", *LOOPBACKS) else _own_address()
+        anywhere = udp.host in ("0.0.0.0", "::") or configuration.is_loopback(udp.host)
+        host = _own_address() if anywhere else udp.host
         goip_id = self._settings.lines[id].goip_id or id
         return (
             "On the web page of the GoIP box (Configurations, SMS), fill in: SMS Server enabled, "

@@ -29,7 +29,8 @@ def main(args: argparse.Namespace, keeper: Keeper) -> int:
         for fault in error.faults:
             say(fault, error=True)
         return 2
-    for note in settings.notes():
+    log.info("configuration: %s", configuration.file_named(args.config, os.environ))
+    for note in settings.notes(os.environ):
         log.warning("%s", note)
 
     def reload() -> Settings:

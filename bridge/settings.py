@@ -12,11 +12,11 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -145,9 +145,14 @@ def _network(value: object) -> IPv4Network | IPv6Network:
     if isinstance(value, IPv4Network | IPv6Network):
         return value
     try:
-        return ip_network(str(value), strict=False)
+        network = ip_network(str(value), strict=False)
     except ValueError:
+        if re.search(r"[,; ]", str(value).strip()):
+            raise ValueError("several in one; write a list: [192.168.1.0/24, 10.0.0.7]") from None
         raise ValueError("not an address or network; write it like 192.168.1.0/24 or 192.168.1.7") from None
+    if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped) and network.prefixlen >= 96:
+        return IPv4Network((mapped, network.prefixlen - 96))
+    return network
 
 
 def _split_listen(value: str) -> tuple[str, int]:
@@ -162,6 +167,20 @@ def _listen(value: str) -> str:
     return value
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    with contextlib.suppress(ValueError):
+        address = ip_address(host.partition("%")[0])
+        return ((isinstance(address, IPv6Address) and address.ipv4_mapped) or address).is_loopback
+    return host == "localhost"
+
+
+def _host_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value):
+        raise ValueError("must be a host name alone, without http:// and port: sms.example.org")
+    return value.lower()
+
+
 def _line_password(value: SecretStr) -> SecretStr:
     secret = value.get_secret_value()
     if not secret or not secret.isprintable() or " " in secret or ";" in secret:
@@ -174,6 +193,13 @@ def _line_password(value: SecretStr) -> SecretStr:
 def _mqtt_password(value: SecretStr) -> SecretStr:
     if not value.get_secret_value() or _CONTROL.search(value.get_secret_value()):
         raise ValueError("must not be empty or contain control characters")
+    return value
+
+
+def _raised(value: object) -> object:
+    """What a validator of the whole section found wrong with this value."""
+    if isinstance(value, ValueError):
+        raise value
     return value
 
 
@@ -195,6 +221,8 @@ Number = Annotated[str, AfterValidator(_contact_number)]
 Country = Annotated[str, AfterValidator(_country), WithJsonSchema({"type": "string", "pattern": "^[A-Za-z]{2}$"})]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network), WithJsonSchema({"type": "string"})]
 Listen = Annotated[str, AfterValidator(_listen)]
+HostName = Annotated[str, Field(max_length=253), AfterValidator(_host_name)]
+SecretFile = Annotated[Path, BeforeValidator(_raised)]
 ReadableFile = Annotated[Path, AfterValidator(_existing_file)]
 LinePassword = Annotated[SecretStr, AfterValidator(_line_password), WithJsonSchema({"type": "string", "minLength": 1})]
 MqttPassword = Annotated[SecretStr, AfterValidator(_mqtt_password), WithJsonSchema({"type": "string", "minLength": 1})]
@@ -280,28 +308,54 @@ class _Section(BaseModel):
 
 
 def _read_secret(data: Any) -> Any:
-    """`data` with the `password` that its `password_file` holds."""
+    """`data` with the `password` that its `password_file` holds.
+
+    What is wrong with the file is left in its place, for `_raised`: raised here, it would hide all other faults of the
+    section.
+    """
     if not isinstance(data, dict) or not isinstance(data.get("password_file"), str | Path):
         return data
-    place = ("password_file",)
-    if data.get("password") is not None:
-        raise _Faults((place, "password is given as well; keep one of the two"))
     file = data["password_file"]
     try:
-        secret = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        if data.get("password") is not None:
+            raise ValueError("password is given as well; keep one of the two")
+        return {**data, "password": _secret_in(file)}
+    except ValueError as error:
+        return {**data, "password_file": error, "password": "unread"}
+
+
+def _secret_in(file: str | Path) -> str:
+    try:
+        secret = Path(file).read_text(encoding="utf-8-sig").rstrip("\r\n")
     except OSError as error:
-        raise _Faults((place, f"cannot read {file}: {error.strerror}")) from None
+        raise ValueError(f"cannot read {file}: {error.strerror}") from None
     except ValueError:
-        raise _Faults((place, f"{file} is not UTF-8 text")) from None
+        raise ValueError(f"{file} is not UTF-8 text") from None
     if not secret:
-        raise _Faults((place, f"{file} is empty; write the password into it"))
-    return {**data, "password": secret}
+        raise ValueError(f"{file} is empty; write the password into it")
+    return secret
+
+
+def _without_credentials(data: dict[str, Any]) -> dict[str, Any]:
+    """The `url` of `data` without its user name and password, and these. ValueError for a url that can't be used."""
+    parts = _split_url(data["url"])
+    userinfo, at, host = parts.netloc.rpartition("@")
+    url = parts._replace(netloc=host).geturl() if at else data["url"]
+    BrokerUrl.parse(url)
+    username, colon, password = userinfo.partition(":")
+    found = {"username": unquote(username)} if username else {}
+    if colon:
+        found["password"] = unquote(password)
+    for key in found:
+        if data.get(key) is not None:
+            raise ValueError(f"holds a {key}, and one is given beside it; keep one of the two")
+    return found | {"url": url}
 
 
 class MqttSettings(_Section):
     """The broker. Without a `url`, an embedded broker is started."""
 
-    url: str | None = Field(
+    url: Annotated[str | None, BeforeValidator(_raised)] = Field(
         default=None, examples=["mqtt://localhost:1883", "mqtts://broker.example", "unix:///run/m.sock"]
     )
     """The broker: `mqtt://host:1883`, `mqtts://host:8883` (TLS), `ws://host/mqtt`, `wss://host/mqtt` or
@@ -311,7 +365,7 @@ class MqttSettings(_Section):
     """User name at the broker. Default: none (anonymous)."""
     password: MqttPassword | None = None
     """Password at the broker. Better in a file: `password_file`. Default: none."""
-    password_file: Path | None = None
+    password_file: SecretFile | None = None
     """File that holds the password; a line feed at its end is ignored. Instead of `password`."""
     version: MqttVersion = "auto"
     """Version of MQTT: `auto` (5, and 3.1.1 when the broker refuses 5), `5` or `3.1.1`. Default `auto`."""
@@ -338,27 +392,13 @@ class MqttSettings(_Section):
         if not isinstance(data, dict) or not isinstance(data.get("url"), str):
             return data
         try:
-            parts = _split_url(data["url"])
+            return data | _without_credentials(data)
         except ValueError as error:
-            raise _Faults((("url",), str(error))) from None
-        userinfo, at, host = parts.netloc.rpartition("@")
-        if not at:
-            return data
-        username, colon, password = userinfo.partition(":")
-        found = {"username": unquote(username)} if username else {}
-        if colon:
-            found["password"] = unquote(password)
-        for key in found:
-            if data.get(key) is not None:
-                raise _Faults((("url",), f"holds a {key}, and one is given beside it; keep one of the two"))
-        return {**data, **found, "url": parts._replace(netloc=host).geturl()}
+            return data | {"url": error}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        try:
-            address = self.address
-        except ValueError as error:
-            raise _Faults((("url",), str(error))) from None
+        address = self.address
         faults: list[tuple[Place, str]] = []
         if address is None and (self.username or self.password):
             place = "username" if self.username else "password_file" if self.password_file else "password"
@@ -416,7 +456,7 @@ class LineSettings(_Section):
 
     password: LinePassword
     """The *SMS Client Password* set in the gateway. Better in a file: `password_file`."""
-    password_file: Path | None = None
+    password_file: SecretFile | None = None
     """File that holds the password; a line feed at its end is ignored. Instead of `password`."""
     goip_id: GoipId | None = Field(default=None, examples=["+380500000000"])
     """The *SMS Client ID* that the line registers with, where it can't be a level of a topic. Default: the line's own
@@ -477,6 +517,9 @@ class HttpSettings(_Section):
 
     listen: Listen | None = Field(default=None, examples=["127.0.0.1:8080"])
     """Address and port: `host:port`, IPv6 in brackets. Default: none (off)."""
+    hosts: list[HostName] = Field(default=[], examples=[["sms.example.org"]])
+    """Names under which browsers reach the status page by a proxy. IP addresses, this machine's own name, names without
+    a dot, and those below `local`, `localhost`, `internal` and `home.arpa` need no entry. Default: none."""
     send: bool = False
     """Whether the status page can send SMS. Default `false`."""
 
@@ -484,11 +527,7 @@ class HttpSettings(_Section):
     def is_local(self) -> bool:
         """Whether only programs on this machine reach it, or none at all."""
         host = self.host
-        if host is None or host == "localhost":
-            return True
-        with contextlib.suppress(ValueError):
-            return ip_address(host).is_loopback
-        return False
+        return host is None or is_loopback(host)
 
     @property
     def host(self) -> str | None:
@@ -564,15 +603,16 @@ class Settings(_Section, BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        faults = [
-            *self._topic_faults(),
-            *self._line_faults(),
-            *self._reference_faults(),
-            *self.homeassistant_faults(),
-        ]
-        if faults:
+        if faults := list(self.faults()):
             raise _Faults(*faults)
         return self
+
+    def faults(self) -> Iterator[tuple[Place, str]]:
+        """What is wrong with values that are right by themselves, and where."""
+        yield from self._topic_faults()
+        yield from self._line_faults()
+        yield from self._reference_faults()
+        yield from self.homeassistant_faults()
 
     def _topic_faults(self) -> Iterator[tuple[Place, str]]:
         ours, theirs = f"{self.base_topic}/", f"{self.homeassistant.prefix}/"
@@ -619,9 +659,9 @@ class Settings(_Section, BaseSettings):
         """The line of each id that a gateway may register with."""
         return {settings.goip_id or line: line for line, settings in self.lines.items()}
 
-    def notes(self) -> list[str]:
-        """What is allowed but probably not meant, one line each."""
-        notes = []
+    def notes(self, environ: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+        """What is allowed but probably not meant, in them or in the environment they are from; one line each."""
+        notes = [f"{name}: the quotes are part of its value; leave them out" for name in _quoted_variables(environ)]
         if not self.lines:
             notes.append("lines: none configured; gateways that register are reported as events that say what to add")
         if not self.http.is_local:
@@ -644,9 +684,9 @@ class Settings(_Section, BaseSettings):
         return public
 
 
-def _unknown(place: Place, names: list[str], known: Mapping[str, Any], kind: str) -> Iterator[tuple[Place, str]]:
+def _unknown(place: Place, names: Sequence[object], known: Mapping[str, Any], kind: str) -> Iterator[tuple[Place, str]]:
     for index, name in enumerate(names):
-        if name not in known:
+        if isinstance(name, str) and name not in known:
             yield (*place, index), f"there is no {kind} {json.dumps(name)}{_did_you_mean(name, known)}"
 
 
@@ -664,20 +704,34 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     return load_with_origins(path, environ)[0]
 
 
+def file_of(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file that `load` reads; None where there is none."""
+    if path is None and environ.get("GOIP_CONFIG"):
+        path = Path(environ["GOIP_CONFIG"])
+    return path if path is not None or not DEFAULT_FILE.exists() else DEFAULT_FILE
+
+
+def file_named(path: Path | None, environ: Mapping[str, str]) -> str:
+    """That file for people: where it is, or where none was found."""
+    file = file_of(path, environ)
+    if file is not None:
+        return str(file.absolute())
+    return f"no configuration file ({DEFAULT_FILE.absolute()} does not exist; --config or GOIP_CONFIG name another)"
+
+
 def load_with_origins(path: Path | None, environ: Mapping[str, str]) -> tuple[Settings, Origins]:
     """As `load`, and where each value came from."""
     source = _Source()
-    if path is None and environ.get("GOIP_CONFIG"):
-        path = Path(environ["GOIP_CONFIG"])
-    if path is not None or DEFAULT_FILE.exists():
-        source.read_file(path or DEFAULT_FILE)
+    file = file_of(path, environ)
+    if file is not None:
+        source.read_file(file)
     source.read_environment(environ)
     source.refuse_private_keys()
     try:
         settings = Settings(**source.data)
     except ValidationError as error:
-        found = _validation_faults(error, source.origins)
-        source.faults += itertools.islice(found, MAX_FAULTS)
+        found = _Explained(error, source)
+        source.faults += itertools.islice(found.faults(), MAX_FAULTS)
         source.faults += itertools.repeat("more faults like these", max(0, error.error_count() - MAX_FAULTS))
     if source.faults:
         raise ConfigError(_first(source.faults))
@@ -722,6 +776,8 @@ class _Source:
         self.data: dict[str, Any] = {}
         self.origins: Origins = {}
         self.faults: list[str] = []
+        self.quoted: frozenset[str] = frozenset()
+        "Variables with quotes around their value."
         self._values = 0
 
     # The file
@@ -740,7 +796,7 @@ class _Source:
         except UnicodeDecodeError:
             raise ConfigError([f"{path}: not UTF-8 text; save it as UTF-8"]) from None
         except yaml.YAMLError as error:
-            raise ConfigError([_syntax_fault(path, error)]) from None
+            raise ConfigError([_syntax_fault(path, text, error)]) from None
         except RecursionError:
             raise ConfigError([f"{path}: nested too deep"]) from None
         except _TooManyError:
@@ -748,7 +804,8 @@ class _Source:
         if root is None:
             return
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError([f"{path}:1: expected keys and values, such as base_topic: goip"])
+            what = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
+            raise ConfigError([f"{path}:1: expected keys and values, such as base_topic: goip, not {what}"])
         try:
             self.data = self._value(path, root, ())
         except RecursionError:
@@ -817,11 +874,12 @@ class _Source:
     # The environment
 
     def read_environment(self, environ: Mapping[str, str]) -> None:
-        """Lay the GOIP_ variables over what the file gave; the more deeply nested name wins."""
-        names = [name for name in environ if name.startswith(PREFIX) and name != "GOIP_CONFIG"]
-        for name in sorted(names, key=lambda name: (name.count("__"), name)):
-            if not name.startswith("GOIP_TEST_"):
-                self._read_variable(name, environ[name])
+        """Lay the GOIP_ variables over what the file gave; the more deeply nested name wins. An empty one counts as not
+        set: `NAME=${NAME:-}` makes those.
+        """
+        self.quoted = _quoted_variables(environ)
+        for name in sorted(_variables(environ), key=lambda name: (name.count("__"), name)):
+            self._read_variable(name, environ[name])
 
     def _read_variable(self, name: str, text: str) -> None:
         place: Place = ()
@@ -860,19 +918,81 @@ class _Source:
             self._given(below, (*place, key), origin)
 
     def _fault(self, origin: str, place: Place, message: str) -> None:
-        self.faults.append(f"{origin}: {dotted(place)}: {message}" if place else f"{origin}: {message}")
+        self.faults.append(self.fault(origin, place, message))
+
+    def fault(self, origin: str | None, place: Place, message: str) -> str:
+        """One line: where it was given, what it is, and what is wrong with it."""
+        if origin in self.quoted:
+            message += "; the quotes are part of the variable's value: leave them out"
+        return ": ".join(part for part in (origin, dotted(place), message) if part)
 
 
-def _syntax_fault(path: Path, error: yaml.YAMLError) -> str:
+def _variables(environ: Mapping[str, str]) -> Iterator[str]:
+    for name, text in environ.items():
+        if name.startswith(PREFIX) and not name.startswith("GOIP_TEST_") and name != "GOIP_CONFIG" and text:
+            yield name
+
+
+def _quoted_variables(environ: Mapping[str, str]) -> frozenset[str]:
+    """Those with quotes around their value, as in some env files. Overrides are JSON, where quotes are right."""
+    return frozenset(
+        name
+        for name in _variables(environ)
+        if not name.startswith("GOIP_HOMEASSISTANT__OVERRIDES")
+        and len(text := environ[name]) > 1
+        and text[0] == text[-1]
+        and text[0] in "'\""
+    )
+
+
+def _syntax_fault(path: Path, text: str, error: yaml.YAMLError) -> str:
     """The error without the excerpt that PyYAML adds, which may show a password."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return f"{path}: contains a control character; YAML is plain text"
-    problem = error.problem or "not YAML"
-    if re.search(r"alias|anchor|tag|directive", problem):
-        problem = "put a value that starts with * & ! or % into quotes"
+    where = f"{path}:{error.problem_mark.line + 1}:{error.problem_mark.column + 1}"
+    return f"{where}: not valid YAML: {_syntax_problem(text, error)}"
+
+
+def _syntax_problem(text: str, error: yaml.MarkedYAMLError) -> str:
+    """What is open or out of place, and where that began."""
+    problem, context, begun = error.problem or "not YAML", error.context or "", error.context_mark
+    opened = f" in line {begun.line + 1}" if begun is not None else ""
+    if re.search(r"alias|anchor|tag|directive", problem + context):
+        return "put a value that starts with * & ! or % into quotes"
     if "'\\t'" in problem:
-        problem = "indent with blanks, not with tabs"
-    return f"{path}:{error.problem_mark.line + 1}:{error.problem_mark.column + 1}: not valid YAML: {problem}"
+        return "indent with blanks, not with tabs"
+    if "cannot start any token" in problem:
+        return "put a value that starts with @ % or ` into quotes"
+    if "escape" in problem:
+        return "a backslash in double quotes begins an escape; use single quotes, in which it is just a backslash"
+    if "quoted scalar" in context:
+        return f"the quote{opened} is not closed"
+    if (quote := _long_quote(text)) is not None:
+        return f"the quote in line {quote[0]} is closed in line {quote[1]} only; is its end missing?"
+    if "flow" in context:
+        bracket = "{" if "mapping" in context else "["
+        return f"the {bracket}{opened} is not closed, or a comma is missing between two of its values"
+    if "simple key" in context:
+        return f"there is no colon with a blank behind the key{opened}; write key: value"
+    if "mapping values" in problem:
+        return (
+            "a second colon (put a value with a colon into quotes), a line that is indented too far, or a key without "
+            "a colon in the line above"
+        )
+    if "block" in context:
+        return f"this does not belong to what begins{opened}; check the indentation, and that quotes are closed"
+    return problem
+
+
+def _long_quote(text: str) -> tuple[int, int] | None:
+    """First and last line of the last quoted value before the error, where it goes over several."""
+    found = None
+    with contextlib.suppress(yaml.YAMLError):
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.ScalarToken) and token.style in ("'", '"'):
+                first, last = token.start_mark.line + 1, token.end_mark.line + 1
+                found = (first, last) if last > first else None
+    return found
 
 
 def _json_scalar(text: str) -> Any:
@@ -977,40 +1097,101 @@ def _variable_hint(name: str, place: Place, kind: Any, part: str) -> str:
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 _MESSAGES = {
-    "model_type": "expected keys and values below it, not a single value",
-    "dict_type": "expected keys and values below it, not a single value",
+    "model_type": "expected keys and values below it",
+    "dict_type": "expected keys and values below it",
     "list_type": "expected a list, such as [a, b]",
     "string_type": "expected text",
     "bool_parsing": "expected true or false",
     "float_parsing": "expected a number",
 }
+_MEANT: dict[type[BaseModel], dict[str, str]] = {
+    MqttSettings: dict.fromkeys(("host", "hostname", "server", "broker", "address", "uri", "port", "tls", "ssl"), "url")
+    | {"user": "username", "login": "username", "pass": "password", "passwd": "password", "id": "client_id"}
+    | {"protocol": "version", "ca": "ca_file", "cafile": "ca_file", "cert": "cert_file", "key": "key_file"},
+    UdpSettings: dict.fromkeys(("host", "port", "address", "bind", "ip"), "listen"),
+    HttpSettings: dict.fromkeys(("port", "address", "bind", "ip"), "listen")
+    | {"host": "listen", "allowed_hosts": "hosts"},
+    StoreSettings: dict.fromkeys(("file", "database", "db", "folder"), "path"),
+    LineSettings: dict.fromkeys(("id", "client_id", "sms_client_id", "username", "user"), "goip_id")
+    | dict.fromkeys(("host", "ip", "address", "allow", "networks"), "allow_from")
+    | {"pass": "password", "passwd": "password", "box": "gateway", "device": "gateway", "label": "name"},
+    HomeAssistantSettings: {"enabled": "discovery", "enable": "discovery", "discovery_prefix": "prefix"},
+    Settings: {"broker": "mqtt", "server": "udp", "port": "udp", "listen": "udp", "web": "http", "database": "store"}
+    | dict.fromkeys(("gateways", "devices", "channels", "sims", "goip"), "lines")
+    | {"topic": "base_topic", "prefix": "base_topic", "phonebook": "contacts", "client_id": "instance"},
+}
+"Other people's words for our keys, by the model that has the key."
 
 
-def _validation_faults(error: ValidationError, origins: Origins) -> Iterator[str]:
-    """One line for each fault. pydantic's own text would quote the input, which may be a secret."""
-    for one in error.errors(include_url=False, include_input=False):
-        place = tuple(key for key in one["loc"] if key != "[key]")
-        cause = one.get("ctx", {}).get("error")
-        if isinstance(cause, _Faults):
-            for below, message in cause.items:
-                yield _located((*place, *below), message, origins)
-        else:
-            yield _located(place, _message(one["type"], one["msg"], place, cause), origins)
+class _Explained:
+    """The faults that pydantic found in the data of a source, and what it did not look for because of them."""
+
+    def __init__(self, error: ValidationError, source: _Source) -> None:
+        self._error = error
+        self._source = source
+
+    def faults(self) -> Iterator[str]:
+        """One line for each fault. pydantic's own text would quote the input, which may be a secret."""
+        whole = False
+        for one in self._error.errors(include_url=False, include_input=False):
+            place = tuple(key for key in one["loc"] if key != "[key]")
+            whole |= not place
+            cause = one.get("ctx", {}).get("error")
+            if isinstance(cause, _Faults):
+                for below, message in cause.items:
+                    yield self._located((*place, *below), message)
+            else:
+                yield self._located(place, self._message(one["type"], one["msg"], place, cause))
+        if not whole:  # what depends on several keys is looked at only when each of them is valid
+            for place, message in _readable(Settings, self._source.data).faults():
+                yield self._located(place, message)
+
+    def _message(self, kind: str, text: str, place: Place, cause: object) -> str:
+        if kind == "extra_forbidden":
+            return "unknown key" + _key_hint(str(place[-1]), _kind_at(place[:-1]))
+        if kind == "missing":
+            key = place[-1]
+            return f"missing; add {key}: … or {key}_file: …" if key == "password" else f"missing; add {key}: …"
+        if isinstance(cause, ValueError):
+            return str(cause)
+        message = _MESSAGES.get(kind) or text[:1].lower() + text[1:]
+        return message + (f", not {self._shape(place)}" if kind.endswith("_type") else "")
+
+    def _shape(self, place: Place) -> str:
+        given: Any = self._source.data
+        for key in place:
+            given = given[key]
+        if isinstance(given, list):
+            return "a list: leave out the - or [ ]"
+        return "keys and values" if isinstance(given, dict) else "a single value"
+
+    def _located(self, place: Place, message: str) -> str:
+        return self._source.fault(origin_of(place, self._source.origins), place, message)
 
 
-def _message(kind: str, text: str, place: Place, cause: object) -> str:
-    if kind == "extra_forbidden":
-        parent = _kind_at(place[:-1])
-        known = parent.model_fields if _is_model(parent) else {}
-        return "unknown key" + (_did_you_mean(str(place[-1]), known) or f"; known are {', '.join(known)}")
-    if kind == "missing":
-        key = place[-1]
-        return f"missing; add {key}: … or {key}_file: …" if key == "password" else f"missing; add {key}: …"
-    if isinstance(cause, ValueError):
-        return str(cause)
-    return _MESSAGES.get(kind) or text[:1].lower() + text[1:]
+def _key_hint(word: str, kind: Any) -> str:
+    known = kind.model_fields if _is_model(kind) else {}
+    meant = _MEANT.get(kind, {}).get(word.lower().replace("-", "_"))
+    if meant is not None:
+        return f"; did you mean {json.dumps(meant)}?"
+    return _did_you_mean(word, known) or f"; known are {', '.join(known)}"
 
 
-def _located(place: Place, message: str, origins: Origins) -> str:
-    origin = origin_of(place, origins)
-    return f"{origin}: {dotted(place)}: {message}" if origin else f"{dotted(place)}: {message}"
+def _readable(kind: Any, given: Any) -> Any:
+    """What was given, as far as it has the shape that is expected: unchecked, and the rest at its default."""
+    if _is_model(kind):
+        fields = {key: _plain(kind.model_fields[key].annotation) for key in given if key in kind.model_fields}
+        return kind.model_construct(
+            **{key: _readable(below, given[key]) for key, below in fields.items() if _fits(below, given[key])}
+        )
+    if get_origin(kind) is dict:
+        below = _plain(get_args(kind)[1])
+        values = {key: {} if value is None else value for key, value in given.items()}
+        return {key: _readable(below, value) for key, value in values.items() if _fits(below, value)}
+    return given if kind is not bool else str(given).lower() in ("true", "t", "yes", "y", "on", "1")
+
+
+def _fits(kind: Any, given: Any) -> bool:
+    if _is_model(kind) or get_origin(kind) is dict:
+        return isinstance(given, dict)
+    return isinstance(given, list if get_origin(kind) is list else str | bool)

@@ -17,6 +17,14 @@ BATCH = 256
 RECEIVE_BUFFER = 8 << 20
 "Bytes asked of the kernel: room for a second of the worst load while we commit."
 MAX_DATAGRAM = 65_535
+MAPPED = "::ffff:"
+"What the kernel writes before an IPv4 address on an IPv6 socket."
+
+
+def plain(address: Address) -> Address:
+    """The address as people write it, and as an IPv4 socket has it: without the kernel's `::ffff:`."""
+    host, port = address
+    return host.removeprefix(MAPPED), port
 
 
 class UdpSocket:
@@ -33,6 +41,7 @@ class UdpSocket:
         self.sent = 0
         self.send_failures = 0
         self._received = received
+        self._mapped = sock.family == socket.AF_INET6
 
     @classmethod
     def bind(cls, host: str, port: int, received: Callable[[list[tuple[bytes, Address]]], None]) -> Self:
@@ -65,8 +74,11 @@ class UdpSocket:
 
     def send(self, datagram: bytes, address: Address) -> None:
         """Send, or count that the kernel would not: the protocol repeats what is lost."""
+        host, port = address
+        if self._mapped and ":" not in host:
+            host = MAPPED + host
         try:
-            self.socket.sendto(datagram, address)
+            self.socket.sendto(datagram, (host, port))
             self.sent += 1
         except OSError as error:
             self.send_failures += 1
@@ -93,7 +105,7 @@ class UdpSocket:
         try:
             while len(batch) < BATCH:
                 data, address = receive(MAX_DATAGRAM)
-                batch.append((data, address[:2]))
+                batch.append((data, plain(address[:2]) if self._mapped else address[:2]))
         except BlockingIOError:
             pass
         except OSError as error:  # an ICMP error of an earlier answer; the next read goes on

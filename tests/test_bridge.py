@@ -635,3 +635,25 @@ async def test_passwords_are_never_logged_or_published(broker: Broker, tmp_path:
             await watcher.until(f"goip/{id}/state")
         assert all(b"hunter2" not in seen.payload for seen in watcher.seen)
     assert "hunter2" not in bridge.log
+
+
+async def test_an_ipv4_gateway_is_itself_on_an_ipv6_socket(broker: Broker, tmp_path: Path) -> None:
+    """`listen` may change from one family to the other: nobody moved, and answers reach the gateway."""
+    async with set_up(broker, tmp_path) as setup:
+        here = "{}:{}".format(*setup.line.socket.getsockname())
+        setup.bridge.config["udp"] = {"listen": f"[::]:{setup.bridge.udp_port}"}
+        await setup.bridge.stop()
+        await setup.bridge.start()
+        await setup.line.register()
+        text = setup.line.event("RECEIVE", "srcnum:+4915112345678;msg:hi", 1_700_000_001)
+        assert (await setup.line.ask(text)).startswith(b"RECEIVE 1700000001 OK")
+        lines = await setup.watcher.until(
+            "goip/bridge/lines", lambda seen: f'"address":"{here}"' in seen.payload.decode()
+        )
+        assert b"ffff" not in lines.payload
+        await setup.watcher.until(setup.topic("sms/in"))
+        assert [seen.json for seen in setup.watcher.on(setup.topic("state")) if seen.json["address"] != here] == []
+        events = [
+            seen.json["event_type"] for seen in setup.watcher.on("goip/bridge/event") if setup.id in str(seen.json)
+        ]
+        assert "line_moved" not in events

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -303,7 +304,10 @@ async def test_without_any_broker_the_error_says_how_to_install_one(no_mosquitto
     with pytest.raises(BrokerError) as raised:
         await broker.start(tmp_path, 0)
     assert "apt-get install mosquitto" in str(raised.value)
-    assert 'pip install "goip-mqtt-bridge[embedded]"' in str(raised.value)
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    wanted = re.search(r'embedded = \["amqtt>=[\d.]+,(<[\d.]+)"', project)
+    assert wanted is not None
+    assert f"pip install 'amqtt{wanted[1]}'" in str(raised.value)  # from the registry: the bridge itself is not there
 
 
 async def test_when_all_ports_are_taken_that_is_said(kind, broker, tmp_path, taken, monkeypatch):

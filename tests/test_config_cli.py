@@ -43,7 +43,10 @@ def test_check_summarises_a_good_file(capsys):
     assert run("check") == 0
     out, err = capsys.readouterr()
     summary, *notes = out.splitlines()
-    assert summary == "ok: 2 lines, broker mqtts://broker.example, gateways at udp://0.0.0.0:44444"
+    assert (
+        summary
+        == f"ok: {Path.cwd()}/config.yaml: 2 lines, broker mqtts://broker.example, gateways at udp://0.0.0.0:44444"
+    )
     assert all(note.startswith("note: ") for note in notes)
     assert err == ""
 
@@ -51,8 +54,22 @@ def test_check_summarises_a_good_file(capsys):
 def test_check_without_anything_says_what_is_embedded_and_missing(capsys):
     assert run("check") == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "ok: 0 lines, broker embedded, gateways at udp://0.0.0.0:44444"
+    assert out[0] == (
+        f"ok: no configuration file ({Path.cwd()}/config.yaml does not exist; --config or GOIP_CONFIG name another): "
+        "0 lines, broker embedded, gateways at udp://0.0.0.0:44444"
+    )
     assert out[1].startswith("note: lines: none configured")
+
+
+def test_check_names_the_file_that_was_read(capsys, monkeypatch):
+    Path("config.yaml").write_text(GOOD)
+    Path("other.yaml").write_text("instance: a\n")
+    Path("third.yaml").write_text("instance: b\n")
+    monkeypatch.setenv("GOIP_CONFIG", "other.yaml")
+    assert run("check") == 0
+    assert capsys.readouterr().out.startswith(f"ok: {Path.cwd()}/other.yaml: 0 lines")
+    assert run("check", "--config", "third.yaml") == 0
+    assert capsys.readouterr().out.startswith(f"ok: {Path.cwd()}/third.yaml: 0 lines")
 
 
 @pytest.mark.parametrize("action", ["check", "show"])

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from bridge import __main__ as command_line
 from bridge import commands, intake, payloads, schema
-from bridge.settings import Settings, load
+from bridge.settings import Settings, load, load_with_origins
 from bridge.store import MIGRATIONS
 from bridge.topics import Topics
 from reliability.simulation import SCENARIOS
@@ -278,10 +278,14 @@ def test_yaml_in_the_readme_is_a_valid_configuration(tmp_path: Path) -> None:
         assert load(file, {}).lines
 
 
-def test_the_example_configuration_is_valid_and_has_the_defaults() -> None:
-    example, plain = load(ROOT / "config.example.yaml", {}), Settings()
-    for key in ("base_topic", "instance", "retain_text", "mqtt", "udp", "store", "timing", "homeassistant", "http"):
-        assert getattr(example, key) == getattr(plain, key), key
+EXAMPLE = (ROOT / "config.example.yaml").read_text()
+COMMENTED = re.compile(r"^( *)# ( *\w+:(?: .*)?)$", re.MULTILINE)
+"A key of the example that is commented out; prose has no word with a colon at the beginning of its line."
+
+
+def test_the_example_configuration_is_as_it_stands_the_defaults_and_two_lines() -> None:
+    lines = {id: {"password": f"password{id[-1]}"} for id in ("goip1", "goip2")}
+    assert load(ROOT / "config.example.yaml", {}) == Settings.model_validate({"lines": lines})
 
 
 def fields(model: type[BaseModel]) -> Iterator[str]:
@@ -293,27 +297,47 @@ def fields(model: type[BaseModel]) -> Iterator[str]:
 
 
 def test_the_example_configuration_has_every_key() -> None:
-    text = (ROOT / "config.example.yaml").read_text()
-    written = set(re.findall(r"^ *(?:# *)?(\w+):", text, re.MULTILINE))
+    written = set(re.findall(r"^ *(?:# *)?(\w+):", EXAMPLE, re.MULTILINE))
     assert {"password_file", "offline_s", "strategy"} <= set(fields(Settings))
     assert not set(fields(Settings)) - written
 
 
-def test_what_is_commented_out_in_the_example_is_right_too(tmp_path: Path) -> None:
-    active, _, later = (ROOT / "config.example.yaml").read_text().partition("# --- Not active")
-    keys = re.findall(r"^ *# (\w+): ", active, re.MULTILINE)
-    assert len(keys) > 8
-    assert set(keys) <= set(fields(Settings))
-    file = tmp_path / "config.yaml"
-    uncommented = re.sub(
-        r"^  # (overrides:|  signal_pct: .*|  imei: .*|listen: .*)$", r"  \1", active, flags=re.MULTILINE
-    )
-    file.write_text(uncommented + re.sub("^# ", "", later.partition("\n")[2], flags=re.MULTILINE))
-    settings = load(file, {})
-    assert settings.pools
-    assert settings.groups
-    assert set(settings.homeassistant.overrides) == {"signal_pct", "imei"}
-    assert settings.http.port == 8080
+def test_every_key_of_the_example_has_its_default_or_is_commented_out_with_a_valid_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = COMMENTED.sub(r"\1\2", EXAMPLE)
+    text = re.sub(r"^ *password: \S+$(?=\n *password_file:)", "", text, flags=re.MULTILINE)  # one of the two
+    text = text.replace("url: mqtt://localhost:1883", "url: mqtts://localhost:8883")  # for the keys of TLS
+    for file in re.findall(r"_file: (\S+)", text):
+        text = text.replace(file, Path(file).name)
+        (tmp_path / Path(file).name).write_text("secret")
+    (tmp_path / "config.yaml").write_text(text)
+    settings, origins = load_with_origins(None, {})
+    seen = 0
+    for place, section in sections(settings):
+        for name, field in type(section).model_fields.items():
+            if name == "password" or isinstance(getattr(section, name), BaseModel) or place == ("lines", "goip1"):
+                continue
+            number = int(origins[(*place, name)].rpartition(":")[2])
+            is_commented = EXAMPLE.splitlines()[number - 1].lstrip().startswith("#")
+            at_default = not field.is_required() and getattr(section, name) == field.get_default(
+                call_default_factory=True
+            )
+            if (*place, name) not in (("lines",), ("pools", "alarms", "strategy")):
+                assert at_default is not is_commented, (place, name)
+            seen += 1
+    assert seen >= 40
+
+
+def sections(settings: Settings) -> Iterator[tuple[tuple[str, ...], BaseModel]]:
+    """Every model in them, with its place."""
+    yield (), settings
+    for name, value in settings:
+        if isinstance(value, BaseModel):
+            yield (name,), value
+        elif isinstance(value, dict):
+            yield from (((name, key), one) for key, one in value.items() if isinstance(one, BaseModel))
 
 
 # -- the command line -----------------------------------------------------------------------------------------------

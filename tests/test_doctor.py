@@ -43,6 +43,7 @@ def test_a_sound_installation_has_no_problem(installation):
     assert (result.returncode, result.stderr) == (0, "")
     assert "is in use by a running bridge" in result.stdout
     assert "lines: 2 of 2 online and well" in result.stdout
+    assert f"configuration: {installation.folder}/config.yaml: 2 lines, base topic goip" in result.stdout
     assert "acl: may publish and subscribe what the bridge needs" in result.stdout
     assert result.stdout.endswith("no problem\n")
 
@@ -132,7 +133,7 @@ def examine(tmp_path: Path, **config: object) -> Report:
         {"store": {"path": tmp_path / "s.db"}, "udp": {"listen": "127.0.0.1:0"}} | config
     )
     report = Report()
-    examine_host(settings, report)
+    examine_host(settings, report, "config.yaml")
     return report
 
 

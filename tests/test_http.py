@@ -402,7 +402,7 @@ def test_a_listener_that_others_can_reach_is_noted() -> None:
     def notes(**http: Any) -> str:
         return " ".join(note for note in Settings.model_validate({"http": http}).notes() if note.startswith("http"))
 
-    for local in ("127.0.0.1:8080", "[::1]:8080", "localhost:8080"):
+    for local in ("127.0.0.1:8080", "[::1]:8080", "localhost:8080", "[::ffff:127.0.0.1]:8080"):
         assert notes(listen=local, send=True) == ""
     assert "everybody who reaches 0.0.0.0:8080" in notes(listen="0.0.0.0:8080")
     assert "send SMS" not in notes(listen="0.0.0.0:8080")

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from bridge import numbers
+from bridge import settings as module
 from bridge.settings import BrokerUrl, ConfigError, LineSettings, Settings, load, load_with_origins
 
 SECRET = "hunter2"
@@ -136,6 +137,31 @@ def test_what_is_not_usable_yaml_is_located(text, fault):
     assert re.match(fault, faults(text)[0])
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("lines:\n  a: {password: 'x}\n  b: {}\n", ":4:1: not valid YAML: the quote in line 2 is not closed"),
+        ('lines:\n  a: {password: "x}\n  b: {password: "y"}\n', "the quote in line 2 is closed in line 3 only"),
+        ('lines:\n  a:\n    password: "x\n    name: "y"\n', "the quote in line 3 is closed in line 4 only"),
+        ("lines:\n  a: {password: x\n  b: {password: y}\n", "the { in line 2 is not closed, or a comma is missing"),
+        ("lines:\n  a: {password: x country: DE}\n", "the { in line 2 is not closed, or a comma is missing"),
+        ("lines:\n  a: {password: x, allow_from: [::1}\n", "the [ in line 2 is not closed"),
+        (
+            "lines:\n  a:\n    name: x\n   password: y\n",
+            "does not belong to what begins in line 2; check the indentation",
+        ),
+        ("lines:\n  a:\n    name: Gate: SIM\n", ":3:15: not valid YAML: a second colon"),
+        ("lines:\n  a\n    password: x\n", "or a key without a colon in the line above"),
+        ("lines: {a: {password: @x}}\n", "put a value that starts with @ % or ` into quotes"),
+        ('lines: {a: {password: "x\\q"}}\n', "use single quotes"),
+    ],
+)
+def test_a_fault_of_yaml_names_what_is_open(text, fault):
+    (found,) = faults(text)
+    assert fault in found
+    assert "block end" not in found
+
+
 def bomb(first: str, each: str) -> str:
     """Twelve lines, each of which repeats the one before nine times."""
     return f"a0: &a0 {first}\n" + "".join(f"a{n}: &a{n} {each.replace('*', f'*a{n - 1}')}\n" for n in range(1, 13))
@@ -244,7 +270,14 @@ def test_every_fault_is_reported_at_once_in_one_line_each():
         ("lines: {a: {password: x, goip_id: 'a;b'}}", "lines.a.goip_id: must not contain ;"),
         ('lines: {a: {password: x, goip_id: "a\\n"}}', "lines.a.goip_id: must not contain ; or control"),
         ("lines: {a: {}}", "lines.a.password: missing; add password: … or password_file: …"),
-        ("lines: {a: secret}", "lines.a: expected keys and values below it"),
+        ("lines: {a: secret}", "lines.a: expected keys and values below it, not a single value"),
+        ("lines:\n  - a: {password: x}", "lines: expected keys and values below it, not a list: leave out the -"),
+        ("lines: {a: [secret]}", "lines.a: expected keys and values below it, not a list"),
+        ("mqtt: []", "mqtt: expected keys and values below it, not a list"),
+        ("base_topic: {}", "base_topic: expected text, not keys and values"),
+        ("lines: {a: {password: x, allow_from: ['::1, ::2']}}", "lines.a.allow_from[0]: several in one; write a list"),
+        ("http: {hosts: ['http://a.example']}", "http.hosts[0]: must be a host name alone"),
+        ("http: {hosts: ['a.example:80']}", "http.hosts[0]: must be a host name alone"),
         ("lines: {a: {password: x, allow_from: [1.2.3.4.5]}}", "lines.a.allow_from[0]: not an address or network"),
         ("lines: {a: {password: x, allow_from: 10.0.0.0/8}}", "lines.a.allow_from: expected a list"),
         ("lines: {a: {password: x, country: UK}}", "lines.a.country: unknown country; write GB"),
@@ -287,6 +320,62 @@ def test_a_bad_value_is_refused_with_its_place(text, fault):
     assert any(fault in found for found in faults(text)), faults(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("mqtt: {host: h}", "url"),
+        ("mqtt: {user: u}", "username"),
+        ("mqtt: {port: 1883}", "url"),
+        ("http: {Port: 80}", "listen"),
+        ("lines: {a: {password: x, id: y}}", "goip_id"),
+        ("lines: {a: {password: x, ip: y}}", "allow_from"),
+        ("gateways: {}", "lines"),
+        ("topic: goip", "base_topic"),
+        ("homeassistant: {enabled: true}", "discovery"),
+    ],
+)
+def test_the_words_of_others_for_our_keys_are_known(text, key):
+    (found,) = faults(text)
+    assert found.endswith(f': unknown key; did you mean "{key}"?')
+
+
+def test_the_words_of_others_lead_to_keys_that_exist():
+    for model, words in module._MEANT.items():
+        assert set(words.values()) <= set(model.model_fields)
+        assert not set(words) & set(model.model_fields)
+
+
+def test_what_depends_on_other_values_is_looked_at_although_there_are_other_faults():
+    text = (
+        "groups: {family: [ana]}\ncontacts: {anna: '1'}\npools: {p: {lines: [b, {x: y}]}}\n"
+        "lines: {a: {password_file: gone, contry: DE}, A: {}, c: }\nbase_topic: homeassistant\n"
+        "homeassistant: {overrides: {imie: }}\nmqtt: {url: mqtt://u:p@h/topic, versoin: 5}\n"
+    )
+    found = faults(text)
+    for fault in [
+        'config.yaml:1: groups.family[0]: there is no contact "ana"; did you mean "anna"?',
+        'config.yaml:3: pools.p.lines[0]: there is no line "b"',
+        "config.yaml:3: pools.p.lines[1]: expected text, not keys and values",
+        "config.yaml:4: lines.a.password_file: cannot read gone: No such file or directory",
+        'config.yaml:4: lines.a.contry: unknown key; did you mean "country"?',
+        "config.yaml:4: lines.A.password: missing; add password: … or password_file: …",
+        'config.yaml:4: lines.A: differs from "a" only in case; rename one of them',
+        "config.yaml:5: base_topic: overlaps homeassistant.prefix (homeassistant); choose another one",
+        "config.yaml:7: mqtt.url: must end after the port; only ws:// and wss:// have a path",
+        'config.yaml:7: mqtt.versoin: unknown key; did you mean "version"?',
+    ]:
+        assert fault in found
+    assert any("config.yaml:6: homeassistant.overrides.imie: there is no entity" in fault for fault in found)
+    assert len(found) == len(set(found)) == 13  # and: lines.c has no password, A and a would be one device
+
+
+def test_discovery_that_is_off_is_off_although_there_are_other_faults():
+    text = "lines: {a-b: {password: x}, a_b: {password: x}}\nudp: {listen: 1}\n"
+    assert len(faults(text)) == 2
+    assert len(faults(text + "homeassistant: {discovery: no}\n")) == 1
+    assert len(faults(text, GOIP_HOMEASSISTANT='{"discovery": false}')) == 1
+
+
 @pytest.mark.parametrize("password", ["''", "a b", "a;b", '"a\\nb"', '"a\\rb"', '"a\\u0000b"', '"a\\u00a0b"'])
 def test_a_line_password_that_would_break_a_datagram_is_refused(password):
     assert (
@@ -309,6 +398,15 @@ def test_a_secret_file_must_be_readable_and_not_empty_and_alone(section):
         ("password_file: empty, password: x", "password is given as well; keep one of the two"),
     ]:
         assert faults(shape.format(keys)) == [f"config.yaml:1: {section}.password_file: {fault}"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_password():
+    Path("secret").write_bytes(b"\xef\xbb\xbfhunter2\r\n")  # as Windows' editors write it
+    settings = accepted(
+        "lines: {a: {password_file: secret}}\nmqtt: {url: mqtt://h, username: u, password_file: secret}"
+    )
+    assert settings.lines["a"].password.get_secret_value() == SECRET
+    assert settings.mqtt.password.get_secret_value() == SECRET
 
 
 @pytest.mark.parametrize(
@@ -484,6 +582,35 @@ def test_a_bad_variable_is_named(name, value, fault):
     assert any(fault in found for found in faults("", **{name: value}))
 
 
+def test_an_empty_variable_counts_as_not_set():
+    text = "instance: home\nmqtt: {url: mqtt://file}\n"
+    empty = dict.fromkeys(("GOIP_INSTANCE", "GOIP_MQTT__URL", "GOIP_LINES", "GOIP_LINES__a__PASSWORD", "GOIP_FOO"), "")
+    assert accepted(text, **empty) == accepted(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("GOIP_MQTT__URL", '"mqtt://h"'), ("GOIP_LINES", "'{}'"), ("GOIP_UDP__LISTEN", "'0.0.0.0:1'")],
+)
+def test_quotes_in_a_variable_are_named_where_they_break_it(name, value):
+    (found,) = faults("", **{name: value})
+    assert found.startswith(f"{name}: ")
+    assert found.endswith("; the quotes are part of the variable's value: leave them out")
+
+
+def test_quotes_in_a_variable_are_noted_where_they_do_no_harm():
+    environ = {"GOIP_LINES__a__PASSWORD": '"x"', "GOIP_BASE_TOPIC": "'goip'", "GOIP_MQTT__URL": "mqtt://h", "HOME": '"'}
+    environ["GOIP_HOMEASSISTANT__OVERRIDES__signal__NAME"] = '"S"'  # JSON
+    settings = load(None, environ)
+    assert settings.lines["a"].password.get_secret_value() == '"x"'
+    notes = settings.notes(environ)
+    assert sorted(notes) == [
+        f"{name}: the quotes are part of its value; leave them out"
+        for name in ("GOIP_BASE_TOPIC", "GOIP_LINES__a__PASSWORD")
+    ]
+    assert settings.notes() == []
+
+
 def test_overrides_from_the_environment_have_json_types():
     environ = {"GOIP_HOMEASSISTANT__OVERRIDES": '{"imei": null, "signal": {"n": 5}}'}
     assert load(None, environ).homeassistant.overrides == {"imei": None, "signal": {"n": 5}}
@@ -521,6 +648,9 @@ def test_origins_tell_where_a_value_was_given():
         (["fd00::/8"], "fd00::1", True),
         (["fd00::/8", "10.0.0.1"], "10.0.0.1", True),
         (["fd00::/8"], "10.0.0.1", False),
+        (["::ffff:10.0.0.0/104"], "10.0.0.1", True),
+        (["::ffff:10.0.0.1"], "::ffff:10.0.0.1", True),
+        (["::ffff:10.0.0.1"], "10.0.0.2", False),
     ],
 )
 def test_allow_from_decides_by_address(networks, address, allowed):
