@@ -10,6 +10,7 @@ description there.
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -245,6 +246,8 @@ _CHANNELS_SCHEMA: dict[str, Any] = {
     ]
 }
 
+_USSD_CODE = r"^[0-9*#+]{1,182}$"
+
 Label = Annotated[str, BeforeValidator(_label), Field(json_schema_extra={"minLength": 1, "maxLength": 64})]
 Text = Annotated[str, AfterValidator(_text), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT_BYTES})]
 Number = Annotated[str, BeforeValidator(_number), WithJsonSchema(_NUMBER_SCHEMA)]
@@ -427,7 +430,7 @@ class Ussd(Command):
     path: ClassVar[str] = "ussd"
     once: ClassVar[bool] = True
 
-    code: Annotated[str, Field(pattern=r"^[0-9*#+]{1,182}$")]
+    code: Annotated[str, Field(pattern=_USSD_CODE)]
     "Digits, `*`, `#` and `+`; an answer in a menu is a code as well."
     timeout_s: Annotated[int, Field(ge=1, le=600)] = 120
     "Seconds to wait for the network's reply."
@@ -751,13 +754,44 @@ def parse(path: str, payload: bytes, *, target: Target) -> Command:
     Raises CommandError and nothing else. Without a usable `id` the command's is None; the caller mints one.
     """
     if target == "line" and _is_raw(path):
-        return _validated(Sms, {"to": _topic_recipient(path), "text": _raw_text(payload)})
+        text = _raw_text(payload)
+        command = _validated(Sms, {"to": _topic_recipient(path), "text": text})
+        if _is_json_object(text):
+            command._warnings.append("text_is_json")
+        return command
     commands = LINE_COMMANDS if target == "line" else BRIDGE_COMMANDS
     model = commands.get(path)
     if model is None:
-        hint = _NOT_OFFERED.get(path) or _did_you_mean(path, commands)
-        raise CommandError("unknown_command", f"unknown command{hint}")
-    return _validated(model, _body(payload))
+        raise CommandError("unknown_command", _unknown_command(path, commands, target))
+    try:
+        body = _body(path, payload)
+    except CommandError as error:
+        raise CommandError(error.code, error.message + _form_hint(model, payload)) from None
+    return _validated(model, body)
+
+
+def _unknown_command(path: str, commands: Mapping[str, object], target: Target) -> str:
+    if not path:
+        return f"the topic ends at cmd and names no command; add one, such as cmd/{next(iter(commands))}"
+    meant = [one for one in _MEANT_COMMANDS.get(path.lower(), ()) if one in commands]
+    if meant:
+        return f"unknown command; did you mean {' or '.join(meant)}?"
+    if path in _NOT_OFFERED:
+        return f"unknown command{_NOT_OFFERED[path]}"
+    if target == "line" and path in BRIDGE_COMMANDS:
+        return f"unknown command of a line; {path} is one of the bridge itself, bridge/cmd/{path}"
+    if target == "bridge" and path in LINE_COMMANDS:
+        return f"unknown command of the bridge; {path} is one of a line, <line>/cmd/{path}"
+    return f"unknown command{did_you_mean(path, commands)}"
+
+
+def _form_hint(model: type[Command], payload: bytes) -> str:
+    """What the payload should look like, where it is not even the beginning of an object."""
+    if payload.removeprefix(BOM_UTF8).lstrip().startswith(b"{"):
+        return ""
+    extra = model.model_config.get("json_schema_extra")
+    example = extra["examples"][0] if isinstance(extra, dict) else {}  # type: ignore[index]
+    return f"; write it like {json.dumps(example)}" if example else "; it may be empty"
 
 
 _NOT_OFFERED = {"call/dial": "; the bridge places no calls: voice goes through the gateway's SIP account"}
@@ -777,7 +811,7 @@ def canonical(path: str, payload: bytes) -> str:
     if _is_raw(path):
         return json.dumps(_raw_text(payload))
     try:
-        return json.dumps(_body(payload), sort_keys=True, separators=(",", ":"))
+        return json.dumps(_body(path, payload), sort_keys=True, separators=(",", ":"))
     except RecursionError:
         raise _too_deep() from None
 
@@ -787,7 +821,7 @@ def read_id(path: str, payload: bytes) -> str | None:
     if _is_raw(path):
         return None
     try:
-        body = _body(payload)
+        body = _body(path, payload)
     except CommandError:
         return None
     return str(body["id"]) if _is_label(body.get("id")) else None
@@ -814,9 +848,17 @@ def _topic_recipient(path: str) -> str:
 def _raw_text(payload: bytes) -> str:
     _check_size(payload)
     try:
-        return payload.decode()
+        return payload.removeprefix(BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         raise CommandError("invalid_payload", f"text: not UTF-8 at byte {error.start}") from None
+
+
+def _is_json_object(text: str) -> bool:
+    """Whether somebody wrote a command where the payload is the text itself."""
+    try:
+        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _check_size(payload: bytes) -> None:
@@ -824,15 +866,24 @@ def _check_size(payload: bytes) -> None:
         raise CommandError("too_large", f"the payload is larger than {MAX_PAYLOAD_BYTES} bytes")
 
 
-def _body(payload: bytes) -> dict[str, Any]:
-    """The JSON object of a payload; an empty one and Home Assistant's `PRESS` say as much as `{}`."""
+def _body(path: str, payload: bytes) -> dict[str, Any]:
+    """The JSON object of a payload. An empty one and Home Assistant's `PRESS` say as much as `{}`, and on `ussd` a code
+    alone as much as an object with it.
+    """
     _check_size(payload)
-    if payload.strip() in (b"", b"PRESS"):
+    payload = payload.removeprefix(BOM_UTF8)
+    plain = payload.strip()
+    if plain in (b"", b"PRESS"):
         return {}
+    if path == Ussd.path and _PLAIN_CODE.fullmatch(plain):
+        return {"code": plain.decode()}
     body = _read_json(payload)
     if not isinstance(body, dict):
         raise CommandError("invalid_payload", "the payload should be a JSON object")
     return body
+
+
+_PLAIN_CODE = re.compile(_USSD_CODE.encode())
 
 
 class _LiteralError(Exception):
@@ -940,9 +991,36 @@ def _described(fault: ErrorDetails, model: type[Command]) -> str:
     place = _place((*fault["loc"], *fault.get("ctx", {}).get("at", ())))
     if fault["type"] == "extra_forbidden":
         fields = Message.model_fields if len(fault["loc"]) > 1 else model.model_fields
-        return f"{place}: unknown field{_did_you_mean(str(fault['loc'][-1]), fields)}"
+        word = str(fault["loc"][-1])
+        meant = next((one for one in _MEANT.get(re.sub("[_ -]", "", word.lower()), ()) if one in fields), None)
+        return f"{place}: unknown field" + (f"; did you mean {meant}?" if meant else did_you_mean(word, fields))
     return f"{place}: {_MESSAGES.get(fault['type'], fault['msg'].removeprefix('Input '))}"
 
+
+# Other people's words, without `_` and `-`, for our fields: the first that the command has is meant.
+_TEXT = ("text",)
+_NUMBER = ("to", "number", "value")
+_MEANT: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("message", "msg", "body", "content", "sms", "txt"), _TEXT),
+    **dict.fromkeys(("number", "numbers", "phone", "phonenumber", "recipient", "recipients", "receiver"), _NUMBER),
+    **dict.fromkeys(("destination", "dest", "target", "mobile", "msisdn", "tel", "contact", "group"), _NUMBER),
+    **dict.fromkeys(("ussd", "command", "cmd", "request", "text"), ("code",)),
+    **dict.fromkeys(("on", "enabled", "active", "state", "value"), ("enable",)),
+    **dict.fromkeys(("minutes", "seconds", "limit", "imei", "cell"), ("value",)),
+    **dict.fromkeys(("timeout", "ttl", "expires", "expiry"), ("timeout_s", "ttl_s", "expires_at")),
+    **dict.fromkeys(("line", "receiverline"), ("to",)),
+}
+# And for our commands.
+_MEANT_COMMANDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("send", "sms/send", "send_sms", "sendsms", "message", "text"), ("sms",)),
+    **dict.fromkeys(("reboot", "reset", "restart"), ("module/reboot", "gateway/reboot", "restart")),
+    **dict.fromkeys(("status", "state", "signal", "info"), ("info/get", "gsm_state/get", "lines")),
+    **dict.fromkeys(("hangup", "drop", "call/hangup", "call/end"), ("call/drop",)),
+    **dict.fromkeys(("enable", "disable"), ("module/enable", "module/disable")),
+    **dict.fromkeys(("balance", "code"), ("ussd",)),
+    **dict.fromkeys(("cell", "cells"), ("cells/get", "cell/get")),
+    **dict.fromkeys(("test", "self_test"), ("selftest",)),
+}
 
 # Where pydantic's own words would not help the sender of a payload.
 _MESSAGES = {
@@ -968,6 +1046,8 @@ def _quoted(key: str) -> str:
     return json.dumps(key if len(key) <= 40 else f"{key[:40]}…")
 
 
-def _did_you_mean(word: str, known: Mapping[str, object]) -> str:
-    close = get_close_matches(word[:80], known, n=2)
+def did_you_mean(word: str, known: Mapping[str, object]) -> str:
+    """What of the known was probably meant, to be put behind a message; empty when nothing is near."""
+    word = word[:80]
+    close = [one for one in known if one.lower() == word.lower()] or get_close_matches(word, known, n=2)
     return f"; did you mean {' or '.join(sorted(close))}?" if close else ""

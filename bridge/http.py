@@ -15,7 +15,7 @@ import logging
 import re
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -94,6 +94,7 @@ class HttpListener:
     def __init__(self, bridge: Bridge, recent: status.Recent, sock: socket.socket) -> None:
         self._bridge = bridge
         self._recent = recent
+        self._hosts = bridge.settings.http.hosts
         self._socket = sock
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # its connections inherit it
         self._page = PAGE.read_bytes() if PAGE.exists() else b""
@@ -158,9 +159,11 @@ class HttpListener:
     @web.middleware
     async def _limits(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         host = _host(request).encode(errors="replace").decode()
-        if request.path in ("/", "/status.json", "/events", "/send") and not _is_familiar(host):
+        if request.path in ("/", "/status.json", "/events", "/send") and not _is_familiar(host, self._hosts):
             return _problem(
-                403, f"{host} is not a name of this machine that is known here: use its IP address or host name"
+                403,
+                f"{host} is not a name of this machine that is known here: use its IP address or host name, or add the "
+                "name to http.hosts in the configuration",
             )
         try:
             async with asyncio.timeout(None if request.path == "/events" else ANSWER_S):
@@ -231,7 +234,7 @@ class HttpListener:
 
     async def _send(self, request: web.Request) -> web.StreamResponse:
         """The command `cmd/sms`, taken as if the broker had brought it."""
-        if reason := _foreign(request):
+        if reason := _foreign(request, self._hosts):
             return _problem(403, reason)
         if request.content_type != "application/json":
             return _problem(415, "the content type should be application/json")
@@ -423,32 +426,38 @@ def _host(request: web.Request) -> str:
     return request.headers.get("Host", "")
 
 
-def _is_familiar(host: str) -> bool:
-    """Whether this name can only mean this machine. A page of a stranger's domain could have its name lead here, and
-    read what browsers would otherwise not let it read (DNS rebinding).
+def _is_familiar(host: str, hosts: Collection[str]) -> bool:
+    """Whether this name can only mean this machine, or is one of `hosts`. A page of a stranger's domain could have its
+    name lead here, and read what browsers would otherwise not let it read (DNS rebinding).
     """
-    name = None
-    with contextlib.suppress(ValueError):
-        name = urlsplit(f"//{host}").hostname if host else None
+    name = _name(f"//{host}")
     if not name:
         return False
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(name)
         return True
-    name = name.removesuffix(".")
-    if "." not in name or name == socket.gethostname().lower():
+    if "." not in name or name == socket.gethostname().lower() or name in hosts:
         return True
     return any(name.endswith(f".{domain}") for domain in _FAMILIAR)
 
 
-def _foreign(request: web.Request) -> str | None:
-    """Why a request may come from another site's page; None if not. Browsers say where it comes from."""
+def _foreign(request: web.Request, hosts: Collection[str]) -> str | None:
+    """Why a request may come from another site's page; None if not. Browsers say where it comes from. A proxy may put
+    its own name for us into `Host`, but leaves the `Origin`.
+    """
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
         return None if site in ("same-origin", "none") else "this request comes from a page of another site"
-    if origin is None:
+    if origin is None or _name(origin) in hosts:
         return None
     with contextlib.suppress(ValueError):
         if urlsplit(origin).netloc == _host(request):
             return None
     return "this request comes from a page of another site"
+
+
+def _name(url: str) -> str | None:
+    """The host name in it, in lower case and without a dot at its end."""
+    with contextlib.suppress(ValueError):
+        return (urlsplit(url).hostname or "").removesuffix(".") or None
+    return None

@@ -234,7 +234,8 @@ class Intake:
             self._refuse_retained(message, topic, batch)
         on_bridge = topic.target == "bridge"
         if not on_bridge and topic.target not in self.settings.lines and not _is_pool(topic.target):
-            raise CommandError("unknown_line", f"there is no line {topic.target} in the configuration")
+            hint = commands.did_you_mean(topic.target, self.settings.lines)
+            raise CommandError("unknown_line", f"there is no line {topic.target} in the configuration{hint}")
         command = commands.parse(topic.path, message.payload, target="bridge" if on_bridge else "line")
         warnings.extend(command.warnings)
         payload = commands.canonical(topic.path, message.payload)

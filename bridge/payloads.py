@@ -227,7 +227,7 @@ class Result:
     seq: int
     "Counts the messages of this topic within one boot, from 1."
     command: str
-    "The command path, such as sms or number/get."
+    "The command path, such as sms or number/get; empty where the topic ended at cmd."
     status: Literal["ok", "error"]
     "`ok` exactly when `code` is."
     code: Code
@@ -245,7 +245,7 @@ class Result:
     duplicate: bool = False
     "This is the answer of an earlier command with the same id."
     warnings: list[str] = field(default_factory=list)
-    "Words such as line_offline or duplicate_recipient."
+    "Words such as line_offline, duplicate_recipient or text_is_json."
 
 
 # -- states: retained, the latest wins ------------------------------------------------------------------

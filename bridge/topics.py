@@ -24,7 +24,7 @@ class CommandTopic:
     target: str
     "A line's id, `bridge`, `any` or `pool/<name>`; `Topics.result` takes it as it is."
     path: str
-    "What follows `cmd/`: `sms`, `sms/00491511`, `number/get`."
+    "What follows `cmd/`: `sms`, `sms/00491511`, `number/get`; empty where the topic ends at `cmd`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Topics:
 
     def result(self, target: str, path: str) -> str:
         """Where the result of a command goes; the path is the command's, without the recipient of `sms/<to>`."""
-        return f"{self.base}/{target}/result/{path}"
+        return f"{self.base}/{target}/result/{path}" if path else f"{self.base}/{target}/result"
 
     def command(self, target: str, path: str) -> str:
         """Where a command is sent to, for clients of the bridge."""
@@ -62,9 +62,9 @@ class Topics:
         if not topic.startswith(f"{self.base}/") or not _is_topic_name(topic, MAX_TOPIC_BYTES - _LONGER_BY):
             return None
         match topic.removeprefix(f"{self.base}/").split("/"):
-            case ["pool", name, "cmd", *path] if name and any(path):  # first: a pool may be called `cmd`
+            case ["pool", name, "cmd", *path] if name and (path or name != "cmd"):  # a pool may be called `cmd`
                 return CommandTopic(f"pool/{name}", "/".join(path))
-            case [target, "cmd", *path] if target and any(path):
+            case [target, "cmd", *path] if target:
                 return CommandTopic(target, "/".join(path))
         return None
 

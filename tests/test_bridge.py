@@ -657,3 +657,32 @@ async def test_an_ipv4_gateway_is_itself_on_an_ipv6_socket(broker: Broker, tmp_p
             seen.json["event_type"] for seen in setup.watcher.on("goip/bridge/event") if setup.id in str(seen.json)
         ]
         assert "line_moved" not in events
+
+
+async def test_a_command_topic_without_a_command_is_answered(setup: Setup) -> None:
+    for topic in (setup.topic("cmd"), setup.topic("cmd/")):
+        before = len(setup.watcher.on(setup.topic("result")))
+        await setup.watcher.publish(topic, {"id": "door-1", "to": "+49", "text": "hi"})
+        result = (await setup.watcher.until(setup.topic("result"), count=before + 1)).json
+        assert (result["id"], result["code"], result["command"]) == ("door-1", "unknown_command", "")
+        assert result["message"] == "the topic ends at cmd and names no command; add one, such as cmd/sms"
+    await setup.watcher.publish("goip/bridge/cmd", b"")
+    result = (await setup.watcher.until("goip/bridge/result")).json
+    assert "add one, such as cmd/ping" in result["message"]
+
+
+async def test_what_people_write_is_understood_or_hinted_at(setup: Setup) -> None:
+    result = await setup.command("sms", {"number": "+491511", "message": "hi"})
+    assert "number: unknown field; did you mean to?" in result["message"]
+    assert "message: unknown field; did you mean text?" in result["message"]
+    result = await setup.command("sms/00491511", {"to": "+491511", "text": "hi"})
+    assert (result["code"], result["warnings"]) == ("ok", ["text_is_json"])
+    await setup.line.receive()  # MSG
+    await setup.watcher.publish(setup.topic("cmd/ussd"), b"*100#\n")
+    while not (datagram := await setup.line.receive()).startswith(b"USSD "):
+        pass
+    assert datagram.endswith(b" password1 *100#")
+    upper = setup.id.upper()
+    await setup.watcher.publish(f"goip/{upper}/cmd/refresh")
+    result = (await setup.watcher.until(f"goip/{upper}/result/refresh")).json
+    assert result["message"] == f"there is no line {upper} in the configuration; did you mean {setup.id}?"

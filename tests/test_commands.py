@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bridge import commands
+from bridge import commands as module
 from bridge.commands import (
     BRIDGE_COMMANDS,
     CODES,
@@ -222,6 +223,7 @@ def test_a_command_does_not_change():
 
 LUHN = "value: is not an IMEI: the check digit (Luhn) is wrong"
 REASONS = "reason: should be 'unconditional', 'busy', 'no_reply', 'not_reachable', 'all' or 'conditional'"
+SMS_EXAMPLE = '{"to": "+4915112345678", "text": "The gate is open."}'
 USSD = "code: holds a character it may not hold, or has the wrong length"
 CELL = "value: holds a character it may not hold, or has the wrong length"
 STRANGE = "to: is not a phone number: it has"
@@ -357,9 +359,9 @@ TIME = "should be an RFC 3339 time with offset, or unix seconds"
         ("cell/set", {"value": "7E5 1"}, CELL),
         ("cell/set", {"value": "7E5\n"}, CELL),
         ("refresh", {"expires_at": "2030-01-01T00:00:00"}, f"expires_at: {TIME}"),
-        ("refresh", [], "the payload should be a JSON object"),
-        ("refresh", b'"PRESS"', "the payload should be a JSON object"),
-        ("refresh", b"null", "the payload should be a JSON object"),
+        ("refresh", [], "the payload should be a JSON object; it may be empty"),
+        ("refresh", b'"PRESS"', "the payload should be a JSON object; it may be empty"),
+        ("refresh", b"null", "the payload should be a JSON object; it may be empty"),
     ],
 )
 def test_invalid_payloads_name_the_place(path, payload, message):
@@ -426,11 +428,18 @@ def test_the_largest_command_is_accepted():
             "line",
             "unknown command; the bridge places no calls: voice goes through the gateway's SIP account",
         ),
-        ("ping", "line", "unknown command"),
-        ("sms", "bridge", "unknown command"),
+        ("ping", "line", "unknown command of a line; ping is one of the bridge itself, bridge/cmd/ping"),
+        ("sms", "bridge", "unknown command of the bridge; sms is one of a line, <line>/cmd/sms"),
         ("sms/1", "bridge", "unknown command"),
+        ("send", "line", "unknown command; did you mean sms?"),
+        ("restart", "line", "unknown command; did you mean module/reboot or gateway/reboot?"),
+        ("reboot", "bridge", "unknown command; did you mean restart?"),
+        ("Status", "line", "unknown command; did you mean info/get or gsm_state/get?"),
+        ("status", "bridge", "unknown command; did you mean lines?"),
+        ("SMS", "line", "unknown command; did you mean sms?"),
         ("relaod", "bridge", "unknown command; did you mean reload?"),
-        ("", "line", "unknown command"),
+        ("", "line", "the topic ends at cmd and names no command; add one, such as cmd/sms"),
+        ("", "bridge", "the topic ends at cmd and names no command; add one, such as cmd/ping"),
         ("x" * 60_000, "line", "unknown command"),
     ],
 )
@@ -441,7 +450,7 @@ def test_unknown_commands(path, target, message):
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        (b"hello", "line 1 column 1: Expecting value"),
+        (b"hello", f"line 1 column 1: Expecting value; write it like {SMS_EXAMPLE}"),
         (b'{"to": "1",\n "text": hi}', "line 2 column 10: Expecting value"),
         (b'{"to": "1"} x', "line 1 column 13: Extra data"),
         (b"\xff", "not UTF-8 at byte 0"),
@@ -465,6 +474,76 @@ def test_invalid_json_says_where(payload, message):
     code, words = refusal("sms", payload)
     assert code == "invalid_json"
     assert words.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "meant"),
+    [
+        *(("sms", word, "to") for word in ("number", "phone", "recipient", "phoneNumber", "phone_number", "target")),
+        *(("sms", word, "text") for word in ("message", "Message", "body", "msg", "content")),
+        ("ussd", "ussd", "code"),
+        ("ussd", "text", "code"),
+        ("number/set", "number", "value"),
+        ("call_forward/set", "phone", "number"),
+        ("module/set", "on", "enable"),
+        ("exp_time/set", "minutes", "value"),
+        ("ussd", "timeout", "timeout_s"),
+        ("sms", "ttl", "ttl_s"),
+    ],
+)
+def test_the_words_of_others_for_our_fields_are_known(path, field, meant):
+    code, message = refusal(path, {field: "x"})
+    assert code == "invalid_payload"
+    assert message.startswith(f"{field}: unknown field; did you mean {meant}?")
+
+
+def test_the_words_of_others_are_known_in_messages_as_well():
+    message = refusal("sms", {"messages": [{"number": "1", "message": "x"}]})[1]
+    assert "messages[0].number: unknown field; did you mean to?" in message
+    assert "messages[0].message: unknown field; did you mean text?" in message
+
+
+def test_the_words_of_others_lead_to_fields_and_commands_that_exist():
+    fields = {name for model in (*LINE_COMMANDS.values(), *BRIDGE_COMMANDS.values()) for name in model.model_fields}
+    assert {meant for candidates in module._MEANT.values() for meant in candidates} <= fields
+    paths = {*LINE_COMMANDS, *BRIDGE_COMMANDS}
+    assert {meant for candidates in module._MEANT_COMMANDS.values() for meant in candidates} <= paths
+
+
+@pytest.mark.parametrize("payload", [b"*100#", b" *100#\n", b"\xef\xbb\xbf*100#", b'{"code": "*100#"}'])
+def test_a_ussd_code_may_be_the_payload(payload):
+    assert parse_line("ussd", payload) == parse_line("ussd", {"code": "*100#"})
+    assert canonical("ussd", payload) == canonical("ussd", b'{"code":"*100#"}')
+
+
+def test_an_answer_in_a_ussd_menu_may_be_the_payload():
+    assert parse_line("ussd", b"1").code == "1"
+    assert parse_line("ussd", b"007").code == "007"  # no JSON
+    for payload in (b"hello", b"*100# 1", b"1.5", b"-1", b"1" * 183, "١".encode()):
+        code, message = refusal("ussd", payload)
+        assert code in ("invalid_json", "invalid_payload")
+        assert message.endswith('; write it like {"code": "*100#"}')
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_is_no_part_of_a_payload(mark):
+    assert parse_line("sms/1", mark + b"hi").text == "hi"
+    assert parse_line("sms", mark + b'{"to": "1", "text": "hi"}').text == "hi"
+    assert canonical("sms/1", mark + b"hi") == canonical("sms/1", b"hi")
+    assert read_id("refresh", mark + b'{"id": "a"}') == "a"
+    assert parse_line("refresh", mark).id is None
+    assert parse_line("sms/1", "a\ufeffb".encode()).text == "a\ufeffb"  # there it is a character
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [('{"to": "+49", "text": "hi"}', True), (' {"text":"hi"}', True), ("{}", True)]
+    + [(text, False) for text in ("hi", '{"text"', "[1]", '"hi"', "{hi}", "{" * 3000)],
+)
+def test_json_where_the_payload_is_the_text_is_sent_with_a_warning(text, warned):
+    command = parse_line("sms/1", text.encode())
+    assert command.text == text
+    assert command.warnings == (["text_is_json"] if warned else [])
 
 
 def test_integers_up_to_64_bits_are_json():

@@ -546,7 +546,28 @@ async def test_without_leave_nothing_can_be_sent(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_only_names_that_nobody_can_register_are_ours(host: str, familiar: bool) -> None:
-    assert http._is_familiar(host) is familiar
+    assert http._is_familiar(host, []) is familiar
+
+
+async def test_the_name_that_a_proxy_has_is_ours_when_it_is_configured(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_bridge, client):
+        code, body, _ = await client.get("/status.json", Host="sms.example.org")
+        assert code == 403
+        assert json.loads(body)["message"].endswith("or add the name to http.hosts in the configuration")
+    (tmp_path / "2").mkdir()
+    hosts = {"send": True, "hosts": ["SMS.example.org"]}
+    async with served(tmp_path / "2", http=hosts) as (bridge, client), simulated(bridge):
+        await client.until_status(lambda found: found["lines"][0]["online"] is True)
+        for host in ("sms.example.org", "sms.example.org:8443", "SMS.EXAMPLE.ORG."):
+            assert (await client.get("/status.json", Host=host))[0] == 200
+        for host in ("example.org", "x.sms.example.org", "sms.example.org.evil.example"):
+            assert (await client.get("/status.json", Host=host))[0] == 403
+        # A proxy that passes the name on, and one that writes our address into Host.
+        ours = {"Origin": "https://sms.example.org"}
+        assert (await client.post(sms(text="a"), Host="sms.example.org", **ours))[0] == 200
+        assert (await client.post(sms(text="b"), **ours))[0] == 200
+        assert (await client.post(sms(text="c"), Sec_Fetch_Site="cross-site", **ours))[0] == 403
+        assert (await client.post(sms(text="d"), Origin="https://example.org"))[0] == 403
 
 
 async def test_a_strangers_name_reads_nothing(tmp_path: Path) -> None:
