@@ -42,7 +42,7 @@ from bridge.lease import Authority, Lease, Role
 from bridge.ledger import Ledger
 from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
-from bridge.mqtt import REFUSED, Incoming, LinkConfig, MqttLink, Publication
+from bridge.mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
 from bridge.operations import operation
 from bridge.pruning import Pruning
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
@@ -934,8 +934,7 @@ class Bridge:
         self._notices.append(
             {
                 "event_type": "takeover",
-                "message": f"Another client seems to connect as {self._client_id()}. If a second bridge is meant to "
-                "run, give it its own base_topic:, instance: and store; otherwise stop it.",
+                "message": f"Another client seems to connect as {self._client_id()}: {TWIN_ADVICE}.",
             }
         )
         self.pump()

@@ -33,6 +33,7 @@ from bridge import client as mqtt
 from bridge import settings as configuration
 from bridge.broker import NO_BROKER, find_mosquitto
 from bridge.client import Client
+from bridge.health import ask, socket_path
 from bridge.settings import ConfigError, Settings
 from bridge.store import MIGRATIONS
 from bridge.topics import Topics
@@ -45,8 +46,9 @@ ANSWER_S = 3.0
 QUIET_S = 0.3
 "After this long without another retained message we have seen them all."
 FREE_BYTES = 100 << 20
+HEALTH_S = 60.0
+"The bridge publishes its health this often."
 STALE_S = 180.0
-"The bridge publishes its health every 60 s."
 CLOCK_S = 5.0
 SAFE_DIGITS = 12
 "A password of digits alone is short below this."
@@ -370,7 +372,10 @@ class _Examination:
             await self._until_quiet()
             online = self._states.get(birth) == b"online"
             await self._examine_rights(online=online)
-            self._examine_bridge(online=online)
+            if online:
+                self._examine_bridge()
+            else:
+                await self._examine_absence()
             self._examine_commands()
             if online:
                 self._examine_lines()
@@ -470,17 +475,38 @@ class _Examination:
 
     # -- what the bridge says
 
-    def _examine_bridge(self, *, online: bool) -> None:
-        topic = self._topics.bridge("availability")
-        report, said = self._report, self._states.get(topic)
-        if said is None:
+    async def _examine_absence(self) -> None:
+        """Why the broker has no `online` of the bridge: it may run all the same."""
+        topic, report = self._topics.bridge("availability"), self._report
+        said = self._states.get(topic)
+        what = f"nothing is on {topic}" if said is None else f"{topic} says {mqtt.read_text(said)}"
+        reasons = await asyncio.to_thread(_own_reasons, self._settings.store.path, self._answer_s)
+        age = self._health_age()
+        if reasons is not None:
+            advice = "Its log says more. Is it another broker, or another base_topic?" if not reasons else ""
+            report.problem("bridge", f"runs on this machine, but {what}{reasons and f': {reasons}'}", advice)
+        elif said is None:
             advice = "Start it: goip-bridge run. If it runs: is base_topic the same, and may this user read it?"
-            report.problem("bridge", f"never seen at this broker: nothing on {topic}", advice)
-            return
-        if not online:
+            report.problem("bridge", f"never seen at this broker: {what}", advice)
+        elif age is not None and age < HEALTH_S:
+            advice = (
+                f"If it runs, allow it to subscribe to {self._topics.filters()[0]} in the broker's ACL. If not, start "
+            )
+            advice += "it: goip-bridge run. On its machine goip-bridge health tells which"
+            text = f"{what}, though its health is {age:.0f} s old: it was stopped just now, or the broker refuses its "
+            report.problem("bridge", f"{text}subscription to commands", advice)
+        else:
             advice = "Start it: goip-bridge run, and look at what it logs"
-            report.problem("bridge", f"not running: {topic} says {mqtt.read_text(said)}", advice)
-            return
+            report.problem("bridge", f"not running: {what}", advice)
+
+    def _health_age(self) -> float | None:
+        """Seconds since the bridge published its health."""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return time.time() - datetime.fromisoformat(self._fields(self._topics.bridge("health"))["ts"]).timestamp()
+        return None
+
+    def _examine_bridge(self) -> None:
+        report = self._report
         info = self._fields(self._topics.bridge("info"))
         version = info.get("version")
         spoken = info.get("mqtt", {}).get("version")
@@ -494,11 +520,9 @@ class _Examination:
         report = self._report
         if not health:
             return
-        with contextlib.suppress(ValueError, KeyError):
-            age = time.time() - datetime.fromisoformat(health["ts"]).timestamp()
-            if age > STALE_S:
-                advice = "It may hang: look into its log, then restart it"
-                report.problem("bridge", f"its health is {age:.0f} s old; it is published every 60 s", advice)
+        if (age := self._health_age()) is not None and age > STALE_S:
+            advice = "It may hang: look into its log, then restart it"
+            report.problem("bridge", f"its health is {age:.0f} s old; it is published every {HEALTH_S:.0f} s", advice)
         if health["mqtt"]["refused"]:
             advice = "Look at bridge/event for the topics, and allow them in the broker's ACL"
             report.problem("bridge", f"the broker refused {health['mqtt']['refused']} of its publishes", advice)
@@ -563,6 +587,17 @@ class _Examination:
 
     def _fields(self, topic: str) -> dict[str, Any]:
         return mqtt.read(self._states.get(topic, b""))
+
+
+def _own_reasons(store: Path, within_s: float) -> str | None:
+    """What the bridge with this store says that it can't do, empty when nothing; None when none runs here that we may
+    ask.
+    """
+    try:
+        checks = ask(socket_path(store), within_s)
+    except (OSError, ValueError):
+        return None
+    return "; ".join(str(check["reason"]) for check in checks.values() if not check["ok"])
 
 
 def _quoted(topic: str) -> str:

@@ -58,7 +58,7 @@ UNRELATED = {0x00, 0x89, 0x8B, 0x8D, TAKEN_OVER, 0x98, 0x9C, 0x9D, 0x9F, 0xA0}
 "Reasons of a DISCONNECT that have nothing to do with what was published."
 ADVICE = {
     0x84: "set mqtt.version to auto or 3.1.1",
-    0x85: "set another mqtt.client_id",
+    0x85: "set another instance, or another mqtt.client_id where that is set",
     0x86: "check mqtt.username and mqtt.password",
     0x87: "check mqtt.username and mqtt.password, and that the broker lets this user and client id connect",
     0x88: "the broker is starting, stopping or overloaded: look into its log",
@@ -71,6 +71,10 @@ ADVICE = {
     0x9D: "the broker has moved: change mqtt.url",
     0x9F: "the broker limits the rate of connections",
 }
+
+
+TWIN_ADVICE = "stop one of the two, or give each an instance of its own (or mqtt.client_id, where that is set)"
+"For two clients with one client id."
 
 
 class Publication(NamedTuple):
@@ -368,7 +372,7 @@ class MqttLink:
         delay = min(longest, first * 2.0 ** min(self._takeovers, 30))
         self._takeovers += 1
         log.error(
-            "another client %s with client id %s: give each its own mqtt.client_id; trying again in %.0f s",
+            f"another client %s with client id %s: {TWIN_ADVICE}; trying again in %.0f s",
             "connects" if self._told else "seems to connect",
             self._config.client_id,
             delay,

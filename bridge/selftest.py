@@ -123,7 +123,10 @@ class _SelfTest:
             topic, payload = heard
             if topic == self._birth:
                 if payload != b"online":
-                    raise ClientError(f"the bridge is not running: {self._birth} says {mqtt.read_text(payload)}")
+                    raise ClientError(
+                        f"the bridge takes no commands: {self._birth} says {mqtt.read_text(payload)}. Is it running? "
+                        "goip-bridge doctor finds out"
+                    )
                 return
         raise ClientError(f"no bridge is known at {client.url}: {self._birth} says nothing; is base_topic right?")
 

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "command was refused."
     )
     mqtt.add_arguments(parser)
-    parser.add_argument("--line", type=_line, required=True, metavar="L", help="a line's id, any, or pool/NAME")
+    parser.add_argument("--line", type=_line, required=True, metavar="L", help="a line's id")
     parser.add_argument("--to", type=_recipients, required=True, metavar="N[,N…]", help="numbers, @contact, @group")
     parser.add_argument("text", metavar="TEXT", help="the text; - reads it from standard input")
     parser.add_argument("--priority", type=int, choices=range(10), metavar="P", help="0 to 9, higher first (default 5)")
@@ -248,7 +248,10 @@ class _Send:
                 f"no bridge is known at {client.url}: {self._birth_topic} says nothing; is base_topic right?"
             )
         if self._online != "online":
-            raise ClientError(f"the bridge is not running: {self._birth_topic} says {self._online}; nothing was sent")
+            raise ClientError(
+                f"the bridge takes no commands: {self._birth_topic} says {self._online}; nothing was sent. Is it "
+                "running? goip-bridge doctor finds out"
+            )
 
     def _accepted(self, client: Client) -> int | None:
         """What the bridge said to the command; None when it is to be followed."""
@@ -374,7 +377,7 @@ def _text(argument: str) -> str:
         text = argument
     else:
         try:
-            text = sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
+            text = sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
             raise ValueError("the text on standard input is not UTF-8") from None
     if not text:
@@ -387,14 +390,14 @@ def _text(argument: str) -> str:
 
 
 def _line(text: str) -> str:
-    if re.fullmatch(r"(pool/)?[A-Za-z0-9_-]{1,32}", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a line's id, any, or pool/NAME")
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,32}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a line's id, as in lines: of the configuration")
     return text
 
 
 def _recipients(text: str) -> list[str]:
     recipients = [part.strip() for part in text.split(",")]
-    if not all(recipients):
+    if not all(recipients) or any(re.search(r"[;\n]", recipient) for recipient in recipients):
         raise argparse.ArgumentTypeError("write numbers separated by commas: +4915112345678,+4915187654321")
     return recipients
 

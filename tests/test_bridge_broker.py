@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import urllib.error
@@ -13,6 +14,7 @@ from typing import Any
 
 import aiomqtt
 import pytest
+import yaml
 
 from broker_fixture import Broker
 from brokers import Mosquitto, free_port
@@ -335,6 +337,44 @@ async def test_without_the_subscription_to_commands_the_bridge_is_not_online_and
                     await checks(http, ok=True)
                     await later.publish("goip/goip1/cmd/sms", {"id": "1", "to": "1", "text": "x"})
                     await later.until("goip/goip1/result/sms", lambda seen: seen.json["code"] == "ok")
+
+
+@pytest.mark.skipif(DYNSEC is None, reason="mosquitto's dynamic security plugin is not installed")
+async def test_the_doctor_tells_a_bridge_that_hears_no_commands_from_one_that_is_away(tmp_path: Path) -> None:
+    (tmp_path / "rights").mkdir()
+    config = refusing(tmp_path / "rights", "goip/+/cmd/#")
+    async with own_broker(tmp_path / "broker", config=config) as broker:
+        elsewhere = bridge_config(as_broker(broker), "goip")
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "config.yaml").write_text(yaml.safe_dump(elsewhere))
+        async with (
+            watching(as_broker(broker), "goip/#") as watcher,
+            running(tmp_path, bridge_config(as_broker(broker), "goip")) as bridge,
+        ):
+            await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"offline")
+            await watcher.until("goip/bridge/health")
+            (found,) = await doctor_on_the_bridge(tmp_path)
+            assert found.startswith(
+                "runs on this machine, but goip/bridge/availability says offline: the broker refused the "
+                "subscription to goip/+/cmd/# (0x87), so no command is heard: allow it in its ACL"
+            )
+            (found,) = await doctor_on_the_bridge(tmp_path / "elsewhere")
+            assert re.match(
+                r"goip/bridge/availability says offline, though its health is \d+ s old: it was stopped just now, or "
+                r"the broker refuses its subscription to commands\. .* goip/\+/cmd/# ",
+                found,
+            )
+            await bridge.stop()
+            assert "runs on this machine" not in (await doctor_on_the_bridge(tmp_path))[0]
+
+
+async def doctor_on_the_bridge(folder: Path) -> list[str]:
+    """The problems that `goip-bridge doctor` has with the bridge itself."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bridge", "doctor", cwd=folder, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    return re.findall(r"^problem bridge: (.*)$", output.decode(), re.MULTILINE)
 
 
 @pytest.mark.skipif(DYNSEC is None, reason="mosquitto's dynamic security plugin is not installed")

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from bridge import __main__ as command_line
 from bridge import commands, intake, payloads, schema
+from bridge.mqtt import TWIN_ADVICE
 from bridge.settings import Settings, load, load_with_origins
 from bridge.store import MIGRATIONS
 from bridge.topics import Topics
@@ -338,6 +339,10 @@ def sections(settings: Settings) -> Iterator[tuple[tuple[str, ...], BaseModel]]:
             yield (name,), value
         elif isinstance(value, dict):
             yield from (((name, key), one) for key, one in value.items() if isinstance(one, BaseModel))
+
+
+def test_the_readme_gives_the_advice_of_the_log_for_two_clients_with_one_client_id() -> None:
+    assert TWIN_ADVICE in README.replace("`", "")
 
 
 # -- the command line -----------------------------------------------------------------------------------------------

@@ -163,7 +163,13 @@ def test_a_refused_command_is_exit_code_2(installation, arguments, fault):
     assert len(faults(result)) == 1
 
 
-@pytest.mark.parametrize("arguments", [["--line", "a/b", "--to", "1", "x"], ["--line", "a", "--to", "1,,2", "x"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--line", "a/b", "--to", "1", "x"], ["--line", "pool/a", "--to", "1", "x"],
+        ["--line", "a", "--to", "1,,2", "x"], ["--line", "a", "--to", "1;2", "x"], [],
+    ],
+)  # fmt: skip
 def test_wrong_usage_is_exit_code_2(tmp_path, arguments):
     result = cli(tmp_path, "send", *arguments)
     assert result.returncode == 2
@@ -218,7 +224,8 @@ def test_a_bridge_that_is_away_gets_no_command(tmp_path):
         url = f"mqtt://127.0.0.1:{broker.port}"
         result = cli(tmp_path, "send", "--url", url, "--line", "goip1", "--to", "1", "x")
         assert result.returncode == 1
-        assert faults(result) == ["the bridge is not running: goip/bridge/availability says offline; nothing was sent"]
+        said = "the bridge takes no commands: goip/bridge/availability says offline; nothing was sent. "
+        assert faults(result) == [said + "Is it running? goip-bridge doctor finds out"]
         publish.single("goip/bridge/availability", "online", 1, True, hostname=broker.host, port=broker.port)
         result = cli(tmp_path, "send", "--url", url, "--line", "goip1", "--to", "1", "x")
         assert result.returncode == 1
