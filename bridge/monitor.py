@@ -6,9 +6,16 @@
 import argparse
 import asyncio
 import contextlib
+import os
+import re
+import signal
+import sys
+import termios
+import time
+import tty
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +35,10 @@ QUIET_S = 0.3
 "After this long without another retained message we have seen them all."
 REFRESH_S = 0.25
 FACTS = 8
+SEEN = 1000
+"Facts whose ids are remembered: they come at least once."
+STALE_S = 180.0
+"The bridge publishes its health every 60 s."
 WIDE = 110
 "From this many columns on everything fits."
 FACT_PATHS = ("sms/in", "delivery", "call", "ussd", "event")
@@ -37,11 +48,21 @@ QUEUE_STEPS = {"queued": (1, 0), "sending": (-1, 1), "expired": (-1, 0), "cancel
 TODAY_STEPS = {
     "sent": "sent", "delivered": "delivered", "failed": "failed", "undelivered": "failed", "unknown": "unknown",
 }  # fmt: skip
+KEYS = {
+    "\x1b[A": "up", "\x1bOA": "up", "k": "up", "\x1b[B": "down", "\x1bOB": "down", "j": "down",
+    "\x1b[5~": "page up", "\x1b[6~": "page down", " ": "page down",
+    "\x1b[H": "home", "\x1bOH": "home", "\x1b[1~": "home", "g": "home",
+    "\x1b[F": "end", "\x1bOF": "end", "\x1b[4~": "end", "G": "end", "q": "quit",
+}  # fmt: skip
+"What terminals send for a key, as xterm and the Linux console have it."
+_KEY = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|.", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `goip-bridge monitor`."""
-    parser.description = "Watch the lines, their queues and their traffic. Ctrl-C ends it."
+    parser.description = (
+        "Watch the lines, their queues and their traffic. Arrows, PgUp, PgDn, Home and End scroll; q or Ctrl-C ends it."
+    )
     mqtt.add_arguments(parser)
     parser.add_argument("--once", action="store_true", help="print what is true now, and end")
 
@@ -62,7 +83,7 @@ async def watch(settings: Settings, console: Console, *, once: bool) -> int:
             await _subscribe(client, topics)
             await reader.until_known(reading)
             if once:
-                console.print(board.render(console.width, None))
+                console.print(board.render(console.width, None, time.time()))
             elif console.is_terminal:
                 await _live(console, board, reading)
             else:
@@ -74,7 +95,8 @@ async def watch(settings: Settings, console: Console, *, once: bool) -> int:
 
 
 async def _subscribe(client: Client, topics: Topics) -> None:
-    filters = [topics.bridge(path) for path in ("info", "health", "lines", "event")]
+    filters = [topics.bridge(path) for path in ("info", "health", "lines")]
+    # With a line's events come those of the bridge: brokers deliver twice what two filters match.
     filters += [topics.line("+", path) for path in (*STATE_PATHS, *FACT_PATHS)]
     refused = await client.listen(*filters, qos=0)
     # Last, so that its retained message comes behind the others.
@@ -84,16 +106,59 @@ async def _subscribe(client: Client, topics: Topics) -> None:
 
 
 async def _live(console: Console, board: "Board", reading: asyncio.Task[None]) -> None:
-    with Live(console=console, auto_refresh=False, screen=True) as live:
-        while not reading.done():
-            live.update(board.render(console.width, console.height), refresh=True)
-            await asyncio.wait([reading], timeout=REFRESH_S)
-    reading.result()
+    loop, changed, ended = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+    def press(key: str) -> None:
+        if key == "quit":
+            ended.set()
+        else:
+            board.scroll(key)
+        changed.set()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # or the terminal stays as it is meanwhile
+        loop.add_signal_handler(number, press, "quit")
+    with Live(console=console, auto_refresh=False, screen=True) as live, _keys(press):
+        while not reading.done() and not ended.is_set():
+            live.update(board.render(console.width, console.height, time.time()), refresh=True)
+            changed.clear()
+            pressed = asyncio.create_task(changed.wait())
+            await asyncio.wait([reading, pressed], timeout=REFRESH_S, return_when=asyncio.FIRST_COMPLETED)
+            pressed.cancel()
+    if reading.done():
+        reading.result()
+
+
+@contextlib.contextmanager
+def _keys(press: Callable[[str], None]) -> Iterator[None]:
+    """Each key that means something is handed over when it is pressed, and not shown; Ctrl-C is still Ctrl-C."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield
+        return
+    loop, terminal_in = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def read() -> None:
+        text = os.read(terminal_in, 1024).decode(errors="replace")
+        for key in _KEY.findall(text):
+            if key in KEYS:
+                press(KEYS[key])
+
+    def take() -> None:
+        tty.setcbreak(terminal_in)
+
+    before = termios.tcgetattr(terminal_in)
+    take()
+    loop.add_signal_handler(signal.SIGCONT, take)  # the shell had it meanwhile
+    loop.add_reader(terminal_in, read)
+    try:
+        yield
+    finally:
+        loop.remove_reader(terminal_in)
+        termios.tcsetattr(terminal_in, termios.TCSADRAIN, before)
 
 
 async def _log(console: Console, board: "Board", reading: asyncio.Task[None]) -> None:
     """Not a terminal: what is true now, then each fact as a line."""
-    console.print(board.render(console.width, None))
+    console.print(board.render(console.width, None, time.time()))
     board.on_fact = lambda text: console.print(text, soft_wrap=True)
     await reading
 
@@ -151,6 +216,11 @@ class Line:
         """`queued` or `active`."""
         return max(0, int(self.stats.get("queue", {}).get(name, 0)) + self.steps[name])
 
+    @property
+    def unwell(self) -> bool:
+        """Whether it is known to be offline, or to have a problem."""
+        return self.online is False or (self.online is True and bool(self.state.get("problems")))
+
 
 class Board:
     """Everything that was heard."""
@@ -164,6 +234,10 @@ class Board:
         self._lines: dict[str, Line] = {}
         self._bridge: dict[str, dict[str, Any]] = {"info": {}, "health": {}}
         self._facts: deque[Text] = deque(maxlen=FACTS)
+        self._seen: deque[Any] = deque(maxlen=SEEN)
+        self._top = 0
+        "The first line that is shown, where not all fit."
+        self._page = 1
 
     # -- in
 
@@ -176,12 +250,19 @@ class Board:
         fields = mqtt.read(payload)
         if payload and not fields:
             return
-        if target == "bridge":
+        if path in FACT_PATHS:
+            if fields and not retained and self._is_new(fields.get("id")):
+                self._take_fact(target, path, fields)
+        elif target == "bridge":
             self._take_bridge(path, fields)
         elif path in STATE_PATHS:
             self._take_state(self._line(target), path, fields)
-        elif path in FACT_PATHS and fields and not retained:
-            self._take_fact(self._line(target), path, fields)
+
+    def _is_new(self, id: Any) -> bool:
+        if id is not None and id in self._seen:
+            return False
+        self._seen.append(id)
+        return True
 
     def _take_availability(self, target: str, said: str) -> None:
         if target == "bridge":
@@ -198,8 +279,6 @@ class Board:
                 line.name = one["name"] or ""
                 if line.online is None:  # a line never heard has no availability for a while
                     line.online = one["online"]
-        elif path == "event":
-            self._add_fact("bridge", path, fields)
         else:
             self._bridge[path] = fields
 
@@ -212,7 +291,12 @@ class Board:
         else:
             line.last = fields
 
-    def _take_fact(self, line: Line, path: str, fields: dict[str, Any]) -> None:
+    def _take_fact(self, target: str, path: str, fields: dict[str, Any]) -> None:
+        if target != "bridge":
+            self._count(self._line(target), path, fields)
+        self._add_fact(target, path, fields)
+
+    def _count(self, line: Line, path: str, fields: dict[str, Any]) -> None:
         event_type = str(fields.get("event_type"))
         if path == "sms/in":
             line.steps["received"] += 1
@@ -223,7 +307,6 @@ class Board:
             queued, active = QUEUE_STEPS.get(event_type, (0, 0 if fields.get("evidence") == "report" else -1))
             line.steps["queued"] += queued
             line.steps["active"] += active - (event_type == "queued" and bool(fields.get("attempt")))
-        self._add_fact(line.id, path, fields)
 
     def _add_fact(self, target: str, path: str, fields: dict[str, Any]) -> None:
         event_type = str(fields.get("event_type"))
@@ -244,16 +327,30 @@ class Board:
 
     # -- out
 
-    def render(self, width: int, height: int | None) -> Group:
-        """The whole board; the lines that don't fit into `height` are only counted."""
+    def scroll(self, key: str) -> None:
+        """`up`, `down`, `page up`, `page down`, `home`, `end`: what `render` shows next, where not all lines fit."""
+        last = max(0, len(self._lines) - self._page)
+        steps = {"up": -1, "down": 1, "page up": -self._page, "page down": self._page, "home": -last, "end": last}
+        self._top = max(0, min(self._top + steps[key], last))
+
+    def render(self, width: int, height: int | None, now: float) -> Group:
+        """The whole board; of lines that don't all fit into `height` those that need a look come first, and the rest is
+        there to be scrolled to. `now` is Unix time.
+        """
+        head, lines = self._head(now), list(self._lines.values())
+        if self.online != "online":  # what is retained of them is from before
+            lines = [replace(line, online=None) for line in lines]
         facts = list(self._facts)
-        room = len(self._lines) if height is None else max(1, height - 7 - FACTS)
-        lines = list(self._lines.values())
-        parts: list[Table | Text] = [*self._head(), self._table(lines[:room], wide=width >= WIDE)]
+        if height is not None:
+            facts = facts[max(0, len(facts) - max(0, height - len(head) - 6)) :]
+        rest = len(head) + 1 + (1 + len(facts) if facts else 0)
+        parts: list[Table | Text] = [*head]
+        if height is None or len(lines) <= height - rest:
+            parts.append(self._table(lines, wide=width >= WIDE))
+        else:
+            parts += self._some(lines, max(1, height - rest - 1), wide=width >= WIDE)
         if not lines:
             parts.append(Text("no lines are configured", style="yellow"))
-        if len(lines) > room:
-            parts.append(Text(f"… and {len(lines) - room} more lines", style="dim"))
         if facts:
             parts.append(Text())
         for fact in facts:
@@ -262,22 +359,42 @@ class Board:
             parts.append(fact)
         return Group(*parts)
 
-    def _head(self) -> list[Text]:
+    def _some(self, lines: list[Line], room: int, *, wide: bool) -> list[Table | Text]:
+        """A page of the lines, and what is not in it."""
+        self._page = room
+        first = self._top = max(0, min(self._top, len(lines) - room))
+        ordered = sorted(lines, key=lambda line: not line.unwell)
+        footer = f"lines {first + 1} to {first + room} of {len(lines)}"
+        if unwell := sum(line.unwell for line in lines):
+            footer += f", those that are not well ({unwell}) first"
+        return [
+            self._table(ordered[first : first + room], wide=wide),
+            Text(f"{footer}; arrows, PgUp, PgDn; q ends", style="dim", no_wrap=True, overflow="ellipsis"),
+        ]
+
+    def _head(self, now: float) -> list[Text]:
         info, health = self._bridge["info"], self._bridge["health"]
         first = Text(f"{self.topics.base} at {self._url}: bridge ")
         first.append(self.online or "unknown", style="bold green" if self.online == "online" else "bold red")
         first.append(f", version {info.get('version', '?')}")
         if not health:
             return [first]
+        since, at = _unix(info.get("started_at")), _unix(health.get("ts"))
+        age = None if at is None else max(0, int(now - at))
+        second = Text()
+        if self.online != "online":
+            second.append("the lines are shown as it left them", style="yellow")
+        else:
+            up = health["uptime_s"] if since is None else int(now - since)
+            online = sum(bool(line.online) for line in self._lines.values())
+            second.append(f"up {_duration(max(0, up))} · {online}/{len(self._lines)} lines online")
         outbox, udp = health["outbox"], health["udp"]
-        online = sum(bool(line.online) for line in self._lines.values())
-        second = Text(
-            f"up {_duration(health['uptime_s'])} · {online}/{len(self._lines)} lines online · "
-            f"outbox {outbox['count']} · UDP {udp['received']} in, {udp['sent']} out"
-        )
+        second.append(f" · outbox {outbox['count']} · UDP {udp['received']} in, {udp['sent']} out")
         for bad in ("malformed", "unauthorized", "dropped"):
             if udp[bad]:
                 second.append(f", {udp[bad]} {bad}", style="yellow")
+        if age is not None:
+            second.append(f" ({_duration(age)} ago)", style="bold red" if age > STALE_S else "dim")
         return [first, second, Text("sent, dlvrd (delivered), fail, rcvd (received): today, UTC", style="dim")]
 
     def _table(self, lines: list[Line], *, wide: bool) -> Table:
@@ -364,6 +481,14 @@ def _clock(at: Any) -> str:
         return datetime.fromisoformat(str(at)).astimezone().strftime("%H:%M:%S")
     except ValueError:
         return "--:--:--"
+
+
+def _unix(at: Any) -> float | None:
+    """Unix time."""
+    try:
+        return datetime.fromisoformat(str(at)).timestamp()
+    except ValueError:
+        return None
 
 
 def _duration(seconds: int) -> str:

@@ -1,13 +1,22 @@
 """`goip-bridge monitor`: what it shows of what it hears, on 80 columns too."""
 
+import fcntl
 import io
 import json
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from rich.console import Console
-from test_send import Installation, cli, faults
+from test_send import LIMIT_S, Installation, cli, environment, faults
 
 from bridge.monitor import FACTS, Board
 from bridge.topics import Topics
@@ -15,6 +24,10 @@ from brokers import Mosquitto, find_mosquitto, free_port
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 STATS = {"queue": {"queued": 4, "active": 1}, "today": {"sent": 7, "delivered": 5, "failed": 1, "received": 2}}
+HEALTH = {
+    "ts": "2026-01-01T00:02:00Z", "uptime_s": 119, "outbox": {"count": 3},
+    "udp": {"received": 7, "sent": 5, "malformed": 0, "unauthorized": 0, "dropped": 0},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +45,49 @@ def test_once_prints_every_line_within_80_columns(installation):
     assert "bridge online" in lines[0]
     rows = {line.split()[0]: line.split()[1] for line in lines if line.startswith("goip") and " at " not in line}
     assert rows == {"goip1": "online", "goip2": "online", "goip3": "offline"}
+
+
+@needs_mosquitto
+def test_on_a_terminal_keys_scroll_and_q_leaves_it_as_it_was(installation):
+    ours, theirs = pty.openpty()
+    try:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 6, 80, 0, 0))
+        before = termios.tcgetattr(theirs)
+        screen = Screen(ours)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bridge", "monitor"], cwd=installation.folder, stdin=theirs, stdout=theirs,
+            env={name: value for name, value in environment().items() if name != "COLUMNS"} | {"TERM": "xterm"},
+        )  # fmt: skip
+        screen.until("lines 1 to 1 of 3, those that are not well (1) first", "goip3", "offline")
+        os.write(ours, b"\x1b[B")
+        screen.until("lines 2 to 2 of 3", "goip1", "online")
+        os.write(ours, b"?\x1b[F")
+        screen.until("lines 3 to 3 of 3", "goip2")
+        assert not termios.tcgetattr(theirs)[3] & termios.ECHO
+        os.write(ours, b"q")
+        screen.until("\x1b[?1049l")  # the alternate screen is left
+        assert process.wait(LIMIT_S) == 0
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+class Screen:
+    """What a program writes to its terminal."""
+
+    def __init__(self, ours: int) -> None:
+        self._ours = ours
+        self._written = ""
+
+    def until(self, *texts: str) -> None:
+        """Until all of these were written since the last call."""
+        deadline = time.monotonic() + LIMIT_S
+        while not all(text in self._written for text in texts):
+            ready, _, _ = select.select([self._ours], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{texts} did not come: {self._written[-3000:]!r}"
+            self._written += os.read(self._ours, 65536).decode(errors="replace")
+        self._written = ""
 
 
 @needs_mosquitto
@@ -63,9 +119,9 @@ def tell(made: Board, path: str, payload: dict[str, Any], *, retained: bool = Fa
     made.take(f"house/goip/{path}", json.dumps(payload).encode(), retained=retained)
 
 
-def shown(made: Board, width: int = 80, height: int | None = None) -> list[str]:
+def shown(made: Board, width: int = 80, height: int | None = None, now: float = 0.0) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=width).print(made.render(width, height))
+    Console(file=out, width=width).print(made.render(width, height, now))
     return out.getvalue().splitlines()
 
 
@@ -105,11 +161,84 @@ def test_retained_facts_of_others_and_junk_do_not_matter():
     assert row(made, "goip1")[-5:] == ["0", "0", "0", "0", "0"]
 
 
-def test_more_lines_than_fit_are_counted():
+def numbered(made: Board, **options: Any) -> list[str]:
+    return [line.split()[0] for line in shown(made, **options) if line.startswith("goip") and " at " not in line]
+
+
+def test_more_lines_than_fit_are_scrolled():
     made = board(*(f"goip{number}" for number in range(100)))
     text = shown(made, height=24)
     assert len(text) <= 24
-    assert text[-1].endswith("more lines")
+    assert text[-1] == "lines 1 to 21 of 100; arrows, PgUp, PgDn; q ends"
+    pages = [numbered(made, height=24)]
+    for key, first in [
+        ("down", 1), ("page down", 22), ("up", 21), ("page up", 0), ("page up", 0), ("page down", 21), ("end", 79),
+        ("down", 79), ("home", 0),
+    ]:  # fmt: skip
+        made.scroll(key)
+        pages.append(numbered(made, height=24))
+        assert pages[-1] == [f"goip{number}" for number in range(first, first + 21)], key
+    assert {id for page in pages for id in page} >= {f"goip{number}" for number in range(43)}
+    assert numbered(made) == [f"goip{number}" for number in range(100)]
+
+
+def test_lines_that_are_not_well_are_not_hidden_behind_those_that_are():
+    made = board(*(f"goip{number}" for number in range(100)))
+    made.take("house/goip/goip90/availability", b"offline")
+    tell(made, "goip80/state", {"problems": ["gsm_logout"]})
+    assert numbered(made, height=24)[:3] == ["goip80", "goip90", "goip0"]
+    assert "lines 1 to 21 of 100, those that are not well (2) first;" in shown(made, height=24)[-1]
+    assert numbered(made)[:2] == ["goip0", "goip1"]  # where all fit, each has its place
+
+
+@pytest.mark.parametrize("height", range(1, 40))
+def test_nothing_is_higher_than_the_terminal(height):
+    made = board(*(f"goip{number}" for number in range(30)))
+    tell(made, "bridge/health", HEALTH)
+    for number in range(FACTS):
+        tell(made, "goip1/sms/in", {"event_type": "received", "id": f"f{number}"})
+    text = shown(made, height=height)
+    assert len(text) <= max(height, 6)  # the head, the titles, one line, and that there are more
+    assert numbered(made, height=height)
+
+
+def test_a_fact_that_comes_again_is_shown_and_counted_once():
+    made = board("goip1")
+    for _ in range(2):
+        tell(made, "goip1/sms/in", {"event_type": "received", "id": "f1", "from": "+49", "text": "hi"})
+        tell(made, "bridge/event", {"event_type": "line_unknown", "id": "f2", "line": "x"})
+    assert row(made, "goip1")[-1] == "1"
+    text = "\n".join(shown(made))
+    assert (text.count("sms/in"), text.count("line_unknown")) == (1, 1)
+    tell(made, "bridge/event", {"event_type": "line_unknown", "id": "f3"}, retained=True)  # somebody else's
+    assert "\n".join(shown(made)).count("line_unknown") == 1
+
+
+def test_the_time_in_the_head_goes_on_and_the_age_of_the_counters_is_told():
+    made = board("goip1")
+    made.take("house/goip/goip1/availability", b"online")
+    tell(made, "bridge/info", {"version": "1", "started_at": "2026-01-01T00:00:00Z"})
+    tell(made, "bridge/health", HEALTH)
+    began = 1767225600.0
+    assert shown(made, now=began + 125)[1] == "up 2 min · 1/1 lines online · outbox 3 · UDP 7 in, 5 out (5 s ago)"
+    assert shown(made, now=began + 3720)[1].startswith("up 1 h 2 min · ")
+    assert shown(made, now=began + 3720)[1].endswith("(1 h 0 min ago)")
+    assert shown(made, now=began - 100)[1].startswith("up 0 s")  # another clock
+
+
+def test_lines_of_a_bridge_that_is_away_are_not_shown_as_online():
+    made = board("goip1", "goip2")
+    tell(made, "bridge/health", HEALTH)
+    made.take("house/goip/goip1/availability", b"online")
+    made.take("house/goip/goip2/availability", b"offline")
+    assert (row(made, "goip1")[1], row(made, "goip2")[1]) == ("online", "offline")
+    made.take("house/goip/bridge/availability", b"offline")
+    assert (row(made, "goip1")[1], row(made, "goip2")[1]) == ("?", "?")
+    assert "bridge offline" in shown(made)[0]
+    assert shown(made, height=5)[-1].startswith("lines 1 to 1 of 2; ")  # which of them is well is not known
+    assert shown(made)[1].startswith("the lines are shown as it left them · outbox 3")
+    made.take("house/goip/bridge/availability", b"online")
+    assert row(made, "goip1")[1] == "online"
 
 
 def test_facts_keep_to_their_number_and_to_the_width():

@@ -102,7 +102,7 @@ def test_the_board_keeps_to_its_width_whatever_a_phone_sends() -> None:
     out = io.StringIO()
     screen = console()
     screen.file = out
-    screen.print(board.render(80, None), width=80)
+    screen.print(board.render(80, None, 0.0), width=80)
     assert HARMFUL.search(out.getvalue()) is None
     assert max(map(len, out.getvalue().splitlines())) <= 80
     assert "owned" in out.getvalue()
