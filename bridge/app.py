@@ -39,7 +39,7 @@ from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
 from bridge.lease import Authority, Lease, Role
-from bridge.ledger import Ledger
+from bridge.ledger import Ledger, address_text
 from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
 from bridge.mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
@@ -302,7 +302,8 @@ class Bridge:
             self.server.deaf = (self.clock.monotonic(),) * 2  # nothing waited in it
         self._go_on()
         udp.start()
-        log.info("listening for gateways on udp %s:%d, %d lines configured", *udp.address, len(self.settings.lines))
+        where, count = address_text(udp.address), len(self.settings.lines)
+        log.info("listening for gateways on udp %s, %d lines configured", where, count)
         self.link = self.publisher.link = self._open_link(broker)
         tasks = [
             asyncio.create_task(self.link.run(), name="mqtt"),
@@ -348,10 +349,10 @@ class Bridge:
         udp = UdpSocket(inherited, received, inherited=True)
         if not udp.listens_on(wanted.host, wanted.port):
             log.warning(
-                "udp.listen is %s, but the UDP socket that is kept for us listens on %s:%d; to change that, restart "
+                "udp.listen is %s, but the UDP socket that is kept for us listens on %s; to change that, restart "
                 "what keeps it: the whole of goip-bridge, or its .socket unit of systemd",
                 wanted.listen,
-                *udp.address,
+                address_text(udp.address),
             )
         return udp
 

@@ -1080,18 +1080,29 @@ def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
 
 def _variable_hint(name: str, place: Place, kind: Any, part: str) -> str:
     """What the user probably meant by an unknown variable."""
-    if re.search(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP).*)?$", name):
+    if "__" not in name and re.search(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP).*)?$", name):
         return "; if Kubernetes set it for a service of that name, set enableServiceLinks: false in the pod"
-    known: list[str] = []
-    for key, field in kind.model_fields.items() if _is_model(kind) else ():
-        known.append(key.upper())
-        below = _plain(field.annotation)
-        known += [f"{key}__{sub}".upper() for sub in below.model_fields] if _is_model(below) else []
-    close = difflib.get_close_matches(part.upper(), known, n=1, cutoff=0.7)
-    if close:
+    known = _spellings(kind)
+    meant = known.get(part.upper()) or next(
+        (known[close] for close in difflib.get_close_matches(part.upper(), known, n=1, cutoff=0.7)), None
+    )
+    if meant is not None:
         above = name.removesuffix("__".join(name.removeprefix(PREFIX).split("__")[len(place) :]))
-        return f"; did you mean {above}{close[0]}?"
+        return f"; did you mean {above}{meant}?"
     return "; names are nested with two underscores, such as GOIP_MQTT__URL"
+
+
+def _spellings(kind: Any) -> dict[str, str]:
+    """How the variables of a model are written, and other people's words for them, with what each of them means."""
+    if not _is_model(kind):
+        return {}
+    found: dict[str, str] = {}
+    for key, field in kind.model_fields.items():
+        found[key.upper()] = key.upper()
+        for below, meant in _spellings(_plain(field.annotation)).items():
+            found[f"{key.upper()}__{below}"] = f"{key.upper()}__{meant}"
+            found[f"{key.upper()}_{below}"] = f"{key.upper()}__{meant}"
+    return {word.upper(): key.upper() for word, key in _MEANT.get(kind, {}).items()} | found
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class UdpSocket:
         """Take over a bound socket; `inherited` if others had it before us, and datagrams may wait in it."""
         sock.setblocking(False)
         self.socket = sock
-        self.address: Address = sock.getsockname()[:2]
+        self.address: Address = plain(sock.getsockname()[:2])
         self.inherited = inherited
         self.sent = 0
         self.send_failures = 0
@@ -61,7 +61,7 @@ class UdpSocket:
             wanted = socket.getaddrinfo(host, port, self.socket.family, socket.SOCK_DGRAM)[0][4]
         except OSError:  # of the other family, or the name server is away
             return False
-        return wanted[0] == self.address[0] and port in (0, self.address[1])
+        return plain((str(wanted[0]), port))[0] == self.address[0] and port in (0, self.address[1])
 
     def start(self) -> None:
         """Take datagrams from now on."""
