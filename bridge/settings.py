@@ -979,6 +979,10 @@ def _syntax_problem(text: str, error: yaml.MarkedYAMLError) -> str:
             "a second colon (put a value with a colon into quotes), a line that is indented too far, or a key without "
             "a colon in the line above"
         )
+    if "document start" in problem:
+        return "this does not go on with what is above; check the indentation, and that each key there has a colon"
+    if "single document" in problem or "single document" in context:
+        return "a second document begins here; leave out the ---"
     if "block" in context:
         return f"this does not belong to what begins{opened}; check the indentation, and that quotes are closed"
     return problem
@@ -1191,10 +1195,14 @@ def _key_hint(word: str, kind: Any) -> str:
 def _readable(kind: Any, given: Any) -> Any:
     """What was given, as far as it has the shape that is expected: unchecked, and the rest at its default."""
     if _is_model(kind):
-        fields = {key: _plain(kind.model_fields[key].annotation) for key in given if key in kind.model_fields}
-        return kind.model_construct(
-            **{key: _readable(below, given[key]) for key, below in fields.items() if _fits(below, given[key])}
-        )
+        values: dict[str, Any] = {}
+        for key, field in kind.model_fields.items():
+            below = _plain(field.annotation)
+            if key in given and _fits(below, given[key]):
+                values[key] = _readable(below, given[key])
+            elif field.is_required():
+                values[key] = [] if get_origin(below) is list else ""
+        return kind.model_construct(**values)
     if get_origin(kind) is dict:
         below = _plain(get_args(kind)[1])
         values = {key: {} if value is None else value for key, value in given.items()}

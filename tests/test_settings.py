@@ -5,7 +5,11 @@ import os
 import re
 from pathlib import Path
 
+import hypothesis
 import pytest
+import yaml
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bridge import numbers
@@ -152,6 +156,11 @@ def test_what_is_not_usable_yaml_is_located(text, fault):
         ),
         ("lines:\n  a:\n    name: Gate: SIM\n", ":3:15: not valid YAML: a second colon"),
         ("lines:\n  a\n    password: x\n", "or a key without a colon in the line above"),
+        (
+            "  mqtt: {}\nlines: {}\n",
+            ":2:1: not valid YAML: this does not go on with what is above; check the indentation",
+        ),
+        ("lines: {}\n---\nlines: {}\n", ":2:1: not valid YAML: a second document begins here"),
         ("lines: {a: {password: @x}}\n", "put a value that starts with @ % or ` into quotes"),
         ('lines: {a: {password: "x\\q"}}\n', "use single quotes"),
     ],
@@ -367,6 +376,30 @@ def test_what_depends_on_other_values_is_looked_at_although_there_are_other_faul
         assert fault in found
     assert any("config.yaml:6: homeassistant.overrides.imie: there is no entity" in fault for fault in found)
     assert len(found) == len(set(found)) == 13  # and: lines.c has no password, A and a would be one device
+
+
+_KEYS = st.sampled_from(
+    sorted({key for model in module._MEANT for key in model.model_fields} | {"a", "A", "imei", "x"})
+)
+_SCALARS = st.sampled_from(
+    ["1", "true", "no", "x", "mqtt://u:p@h", "", None, "a", "+49151", "::1", "127.0.0.1:1", "gone"]
+)
+_VALUES = st.recursive(
+    _SCALARS, lambda below: st.lists(below, max_size=3) | st.dictionaries(_KEYS, below, max_size=4), max_leaves=20
+)
+
+
+@hypothesis.given(st.dictionaries(_KEYS, _VALUES, max_size=6), st.dictionaries(_KEYS, _SCALARS, max_size=3))
+@hypothesis.settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_in_the_file_each_fault_is_told_once_in_one_line(data, variables):
+    environ = {f"GOIP_{key}": value or "" for key, value in variables.items()}
+    found: list[str] = []
+    try:
+        load(write(yaml.safe_dump(data)), environ)
+    except ConfigError as error:
+        found = error.faults
+    assert len(set(found)) == len(found)
+    assert all(fault.isprintable() for fault in found)
 
 
 def test_discovery_that_is_off_is_off_although_there_are_other_faults():
