@@ -7,7 +7,9 @@ url like to any other broker; nothing else in the program knows about it.
 import asyncio
 import ctypes
 import fcntl
+import functools
 import logging
+import math
 import os
 import shutil
 import signal
@@ -46,6 +48,12 @@ NO_BROKER = (
 _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x0a\x00\x00"
 _CONNACK = b"\x20\x02\x00\x00"
 _DISCONNECT = b"\xe0\x00"
+_FIVE = b"\x00\x04MQTT\x05"
+"How a CONNECT of MQTT 5 goes on behind its length."
+_FIVE_REFUSED = b"\x20\x03\x00\x84\x00"
+"CONNACK of MQTT 5: unsupported protocol version."
+REFUSAL_LOGGED_S = 60.0
+"A client that is refused and comes again is logged once in this time."
 
 
 class BrokerError(Exception):
@@ -232,6 +240,8 @@ class _Amqtt:
 
     def __init__(self) -> None:
         self._broker: Broker | None = None
+        self._connections: set[asyncio.Task[None] | None] = set()
+        self._refusal_logged = -math.inf
 
     async def start(self, port: int) -> int:
         try:
@@ -251,6 +261,7 @@ class _Amqtt:
             session_expiry_interval=SESSION_S,
         )
         broker = Broker(config)
+        broker.stream_connected = functools.partial(self._attend, broker)
         try:
             await broker.start()
         except AmqttError as error:
@@ -267,6 +278,68 @@ class _Amqtt:
         broker, self._broker = self._broker, None
         if broker is not None:
             await broker.shutdown()
+        connections = [task for task in self._connections if task is not None]
+        for task in connections:  # amqtt has closed those of its clients, and not those that have said nothing yet
+            task.cancel()
+        await asyncio.gather(*connections)
+
+    async def _attend(
+        self, broker: "Broker", reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        """One connection to its end. What goes wrong in it concerns its client alone; asyncio would log a traceback, in
+        Python 3.11 also when it is cancelled.
+        """
+        from amqtt.adapters import StreamWriterAdapter
+
+        task = asyncio.current_task()
+        self._connections.add(task)
+        try:
+            head = await _first_bytes(reader)
+            if head.endswith(_FIVE):
+                self._refuse_five(writer)
+            else:
+                await broker.external_connected(_Ahead(head, reader), StreamWriterAdapter(writer), listener_name)
+        except (asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
+            pass
+        except Exception:
+            log.debug("amqtt failed over what a client sent", exc_info=True)
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    def _refuse_five(self, writer: asyncio.StreamWriter) -> None:
+        """amqtt would leave the client without an answer."""
+        writer.write(_FIVE_REFUSED)
+        now = asyncio.get_running_loop().time()
+        if now - self._refusal_logged >= REFUSAL_LOGGED_S:
+            self._refusal_logged = now
+            log.warning(
+                "a client asked for MQTT 5 and was refused, since amqtt speaks only MQTT 3.1.1: set the client to 3.1.1, "
+                "or install mosquitto and restart the bridge"
+            )
+
+
+class _Ahead:
+    """What amqtt reads from: first the bytes that were looked at, then the others."""
+
+    def __init__(self, head: bytes, reader: asyncio.StreamReader) -> None:
+        self._head = head
+        self._reader = reader
+
+    async def read(self, count: int) -> bytes:
+        ahead, self._head = self._head[:count], self._head[count:]
+        return ahead + await self._reader.readexactly(count - len(ahead))
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+
+async def _first_bytes(reader: asyncio.StreamReader) -> bytes:
+    """Of a CONNECT, up to the version of MQTT; of any other packet its kind and length."""
+    head = await reader.readexactly(2)
+    while head[-1] & 0x80 and len(head) < 5:
+        head += await reader.readexactly(1)
+    return head + await reader.readexactly(len(_FIVE)) if head[0] == _CONNECT[0] else head
 
 
 async def _end(process: Process) -> None:

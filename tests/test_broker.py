@@ -314,3 +314,63 @@ async def test_when_all_ports_are_taken_that_is_said(kind, broker, tmp_path, tak
     monkeypatch.setattr(module, "PORTS_TRIED", 1)
     with pytest.raises(BrokerError, match=f"ports {taken} to {taken} on 127.0.0.1 are all taken"):
         await broker.start(tmp_path, taken)
+
+
+FIRST_WORDS = {
+    "nothing": b"",
+    "half_a_packet": b"\x10",
+    "an_endless_length": b"\x10\xff\xff\xff\xff\xff",
+    "another_protocol": b"GET / HTTP/1.1\r\n\r\n",
+    "a_ping": b"\xc0\x00",
+    "mqtt_3_1": b"\x10\x0e\x00\x06MQIsdp\x03\x02\x00\x0a\x00\x00",
+    "no_utf_8": b"\x10\x10\x00\x04MQTT\x04\x02\x00\x0a\x00\x04\xff\xff\xff\xff",
+    "a_bad_will": b"\x10\x0c\x00\x04MQTT\x04\x06\x00\x0a\x00\x00",
+    "a_second_connect": module._CONNECT * 2,
+    "a_bad_publish": module._CONNECT + b"\x33\x04\x00\x10ab",
+    "a_bad_subscription": module._CONNECT + b"\x82\x05\x00\x00\x00\x00\x07",
+    "an_unknown_packet": module._CONNECT + b"\xf7\x00",
+    "a_subscription": module._CONNECT + b"\x82\x06\x00\x01\x00\x01#\x01",
+    "mqtt_5": b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x00",
+}
+
+
+@pytest.mark.parametrize("words", FIRST_WORDS.values(), ids=FIRST_WORDS)
+@pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
+def test_no_client_makes_amqtt_log_a_traceback(no_mosquitto, tmp_path, caplog, capfd, words, leaves):
+    """Neither while it runs, nor when the program ends with that client connected."""
+    pytest.importorskip("amqtt")
+    caplog.set_level(logging.INFO)
+
+    async def live() -> None:
+        embedded = EmbeddedBroker()
+        url = await embedded.start(tmp_path, 0)
+        address = BrokerUrl.parse(url)
+        with socket.create_connection((address.host, address.port)) as hostile:
+            hostile.sendall(words)
+            async with client(url) as good:  # the broker has had time for both
+                await good.publish("a", "b" * 100_000, qos=1)
+                await good.publish("a", "c", qos=1)
+            if leaves:
+                hostile.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # with a reset
+                hostile.close()
+                async with client(url) as good:
+                    await good.publish("a", "d", qos=1)
+            await embedded.stop()
+
+    asyncio.run(live())
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_a_client_that_asks_amqtt_for_mqtt_5_is_answered_and_the_log_says_why(
+    no_mosquitto, broker, tmp_path, caplog
+):
+    pytest.importorskip("amqtt")
+    url = await broker.start(tmp_path, 0)
+    for _ in range(2):
+        with pytest.raises(aiomqtt.MqttError, match="Unsupported protocol version"):
+            async with client(url, protocol=aiomqtt.ProtocolVersion.V5):
+                pass
+    said = [record.getMessage() for record in caplog.records if "MQTT 5" in record.getMessage()]
+    assert len(said) == 1, "a client that comes again is no news"
+    assert "set the client to 3.1.1, or install mosquitto" in said[0]
