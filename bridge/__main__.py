@@ -1,15 +1,15 @@
 """The command line: `goip-bridge <command>`."""
 
 import argparse
-import contextlib
 import difflib
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 import bridge
-from bridge.terminal import say
+from bridge import terminal
 
 COMMANDS = {
     "run": ("bridge.supervisor", "run the bridge"),
@@ -31,17 +31,40 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to the command; returns its exit code: 0 done, 1 runtime failure, 2 wrong usage or configuration."""
     argv = sys.argv[1:] if argv is None else argv
+    terminal.prepare()
     try:
-        args = _parser(_chosen(argv)).parse_args(argv)
-        code: int = args.main(args)
-        if sys.stdout is not None:  # closed by whoever started us
-            sys.stdout.flush()
+        try:
+            return _run(argv)
+        finally:
+            terminal.end_output()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader went away, as in `… | head`
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        if isinstance(error, OSError) and (why := _why(error)):
+            terminal.complain(why)
+            return 1
+        terminal.complain_of_fault()
+        return 1
+
+
+def _why(error: OSError) -> str | None:
+    """What to tell of a file, a folder or a disk; None for what only a fault of ours explains."""
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return f"cannot write the output: {error.strerror}"
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory does not exist any more: change to another one"
+    return None
+
+
+def _run(argv: Sequence[str]) -> int:
+    args = _parser(_chosen(argv)).parse_args(argv)
+    code: int = args.main(args)
     return code
 
 
@@ -69,7 +92,7 @@ class _Version(argparse.Action):
     """argparse's own wants the version beforehand, which takes longer to find out than the rest of the start."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        say(f"goip-bridge {bridge.__version__}")
+        terminal.say(f"goip-bridge {bridge.__version__}")
         parser.exit()
 
 

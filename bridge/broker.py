@@ -314,8 +314,8 @@ class _Amqtt:
         if now - self._refusal_logged >= REFUSAL_LOGGED_S:
             self._refusal_logged = now
             log.warning(
-                "a client asked for MQTT 5 and was refused, since amqtt speaks only MQTT 3.1.1: set the client to 3.1.1, "
-                "or install mosquitto and restart the bridge"
+                "a client asked for MQTT 5 and was refused, since amqtt speaks only MQTT 3.1.1: set the client to "
+                "3.1.1, or install mosquitto and restart the bridge"
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from bridge.settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
-from bridge.terminal import say
+from bridge.terminal import say, takes_unicode
 
 SECRET = "********"
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the action; 0 when it was done, 2 when the configuration has faults."""
     if args.action == "schema":
-        say(json.dumps(config_schema(), indent=2, ensure_ascii=False), lines=True)
+        say(json.dumps(config_schema(), indent=2, ensure_ascii=not takes_unicode()), lines=True)
         return 0
     try:
         return check(args.config) if args.action == "check" else show(args.config)
@@ -76,7 +76,7 @@ def _yaml_lines(values: dict[str, Any], place: Place, origins: Origins) -> Itera
 
 def _flow(value: Any) -> str:
     """The value as YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**9)
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=takes_unicode(), sort_keys=False, width=10**9)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -78,9 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Tell the story: 0 when all of it happened, 1 when something is missing."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8
     screen = Screen(terminal.console(), full=args.full)
     logging.basicConfig(level=logging.WARNING, handlers=[_LogLines(screen)], force=True)
     logging.getLogger("bridge.broker").setLevel(logging.ERROR)  # which broker it is, the introduction tells

@@ -35,7 +35,7 @@ from bridge.broker import NO_BROKER, find_mosquitto
 from bridge.client import Client
 from bridge.health import ask, socket_path
 from bridge.settings import ConfigError, Settings
-from bridge.store import MIGRATIONS
+from bridge.store import MIGRATIONS, is_foreign
 from bridge.topics import Topics
 from bridge.udp import RECEIVE_BUFFER
 
@@ -193,6 +193,16 @@ def _examine_passwords(settings: Settings, report: Report) -> None:
 
 def _examine_store(path: Path, report: Report) -> bool:
     """Look at the store; whether a running bridge holds it."""
+    try:
+        return _examine_store_folder(path, report)
+    except OSError as error:
+        report.problem(
+            "store.path", f"{error.filename or path}: {error.strerror}", "Give it to the user that runs the bridge"
+        )
+    return False
+
+
+def _examine_store_folder(path: Path, report: Report) -> bool:
     what = "store.path"
     folder = path.absolute().parent
     if not folder.is_dir():
@@ -205,14 +215,11 @@ def _examine_store(path: Path, report: Report) -> bool:
         report.problem(what, f"only {free >> 20} MB are free in {folder}", "Without space the bridge takes nothing in")
     if not path.exists():
         report.ok(what, f"{path} does not exist yet; the bridge makes it")
-        return False
-    try:
-        if _is_held(path):
-            report.ok(what, f"{path} is in use by a running bridge")
-            return True
+    elif _is_held(path):
+        report.ok(what, f"{path} is in use by a running bridge")
+        return True
+    else:
         _examine_store_file(path, report)
-    except OSError as error:
-        report.problem(what, f"{path}: {error.strerror}", "Give it to the user that runs the bridge")
     return False
 
 
@@ -240,11 +247,14 @@ def _examine_store_file(path: Path, report: Report) -> None:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as db:
             damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             version = db.execute("PRAGMA user_version").fetchone()[0]
+            foreign = is_foreign(db)
     except sqlite3.Error as error:
         report.problem(what, f"{path} is not a store: {error}", "Restore a backup, or move it away to begin anew")
         return
     if damage != "ok":
         report.problem(what, f"{path} is damaged: {damage}", "Restore a backup, or move it away to begin anew")
+    elif foreign:
+        report.problem(what, f"{path} is the database of another program", "Name another file")
     elif version > len(MIGRATIONS):
         report.problem(what, f"{path} was made by a newer version of this program", "Upgrade goip-bridge")
     else:

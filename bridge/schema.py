@@ -25,7 +25,7 @@ from bridge.config_cli import config_schema
 from bridge.intake import SELFTEST_VERDICTS
 from bridge.payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Result, encode, stamped
 from bridge.settings import Settings
-from bridge.terminal import say
+from bridge.terminal import say, takes_unicode
 from bridge.topics import Topics
 
 Json = dict[str, Any]
@@ -717,13 +717,13 @@ _Yaml.add_representer(str, _Yaml.represent_str)
 
 
 @functools.cache
-def files() -> dict[str, str]:
-    """The contents of `schemas/`, by file name."""
+def files(*, escaped: bool = False) -> dict[str, str]:
+    """The contents of `schemas/`, by file name; the same in ASCII where it is `escaped`."""
     found = {
-        f"{name}.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in schemas().items()
+        f"{name}.json": json.dumps(schema, indent=2, ensure_ascii=escaped) + "\n" for name, schema in schemas().items()
     }
     found["asyncapi.yaml"] = _HEADER + yaml.dump(
-        asyncapi(), Dumper=_Yaml, sort_keys=False, allow_unicode=True, width=120
+        asyncapi(), Dumper=_Yaml, sort_keys=False, allow_unicode=not escaped, width=120
     )
     return dict(sorted(found.items()))
 
@@ -782,7 +782,7 @@ def main(args: argparse.Namespace) -> int:
             return _report(check(args.check))
     except OSError as error:
         return _report([f"{error.filename}: {error.strerror}"])
-    named = {name.rpartition(".")[0]: text for name, text in files().items()}
+    named = {name.rpartition(".")[0]: text for name, text in files(escaped=not takes_unicode()).items()}
     if args.name is None:
         say("\n".join(named), lines=True)
     elif args.name in named:

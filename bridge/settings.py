@@ -12,6 +12,7 @@ import difflib
 import itertools
 import json
 import re
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -203,6 +204,12 @@ def _raised(value: object) -> object:
     return value
 
 
+def _path(value: Path) -> Path:
+    if "\0" in str(value):
+        raise ValueError("must not contain NUL")
+    return value
+
+
 def _existing_file(value: Path) -> Path:
     try:
         value.open("rb").close()
@@ -222,8 +229,9 @@ Country = Annotated[str, AfterValidator(_country), WithJsonSchema({"type": "stri
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network), WithJsonSchema({"type": "string"})]
 Listen = Annotated[str, AfterValidator(_listen)]
 HostName = Annotated[str, Field(max_length=253), AfterValidator(_host_name)]
+FilePath = Annotated[Path, AfterValidator(_path)]
 SecretFile = Annotated[Path, BeforeValidator(_raised)]
-ReadableFile = Annotated[Path, AfterValidator(_existing_file)]
+ReadableFile = Annotated[FilePath, AfterValidator(_existing_file)]
 LinePassword = Annotated[SecretStr, AfterValidator(_line_password), WithJsonSchema({"type": "string", "minLength": 1})]
 MqttPassword = Annotated[SecretStr, AfterValidator(_mqtt_password), WithJsonSchema({"type": "string", "minLength": 1})]
 
@@ -329,8 +337,10 @@ def _secret_in(file: str | Path) -> str:
         secret = Path(file).read_text(encoding="utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError:
+    except UnicodeError:
         raise ValueError(f"{file} is not UTF-8 text") from None
+    except ValueError:
+        raise ValueError("must not contain NUL") from None
     if not secret:
         raise ValueError(f"{file} is empty; write the password into it")
     return secret
@@ -415,9 +425,31 @@ class MqttSettings(_Section):
         for key, other in (("cert_file", "key_file"), ("key_file", "cert_file")):
             if getattr(self, key) is not None and getattr(self, other) is None:
                 faults.append(((key,), f"needs mqtt.{other}"))
+        if address is not None and address.tls:
+            faults += self._tls_faults()
         if faults:
             raise _Faults(*faults)
         return self
+
+    def _tls_faults(self) -> list[tuple[Place, str]]:
+        """Files that can be read and are of no use: what no attempt to connect would ever mend."""
+        faults: list[tuple[Place, str]] = []
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        for key, file in (("ca_file", self.ca_file), ("cert_file", self.cert_file)):
+            try:
+                if file is not None:
+                    context.load_verify_locations(file)
+            except OSError:
+                faults.append(((key,), f"{file} holds no certificate in the form of PEM"))
+        if self.cert_file is not None and self.key_file is not None and not faults:
+            try:
+                context.load_cert_chain(self.cert_file, self.key_file, password="")  # or it asks on the terminal
+            except OSError as error:
+                fault = f"{self.key_file} holds no private key in the form of PEM that needs no passphrase"
+                if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
+                    fault = f"{self.key_file} is not the private key of mqtt.cert_file, {self.cert_file}"
+                faults.append((("key_file",), fault))
+        return faults
 
 
 class UdpSettings(_Section):
@@ -441,7 +473,7 @@ class UdpSettings(_Section):
 class StoreSettings(_Section):
     """The database: what was accepted and is not done, and what was published and not yet confirmed."""
 
-    path: Path = Path("goip-bridge.db")
+    path: FilePath = Path("goip-bridge.db")
     """The SQLite file; its folder must exist and be writable. Default `goip-bridge.db`."""
 
 

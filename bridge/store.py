@@ -6,6 +6,7 @@ waits for the disk.
 """
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
@@ -163,6 +164,8 @@ _ADVICE = {
     sqlite3.SQLITE_FULL: "free space on its disk",
 }
 "What to do about a store that can't be opened, by SQLite's result code."
+_WRITABLE = "check that it and its folder can be written"
+FOREIGN = "it is the database of another program: name another file"
 
 
 class OutboxRow(NamedTuple):
@@ -228,7 +231,6 @@ class Store:
         """With `ballast`, hold space for when the disk is full."""
         self.path = path
         self._ballast: Ballast | None = None
-        self.is_new = not path.exists() or path.stat().st_size == 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # it has numbers and texts; SQLite's others follow
@@ -243,14 +245,18 @@ class Store:
                 self._witness = path.with_name(f"{path.name}-epoch")
                 self._compare_epochs()
                 undo.pop_all()
-        except (sqlite3.Error, OSError) as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            advice = _ADVICE.get(code, "check that it and its folder can be written")
+        except OSError as error:
+            advice = _ADVICE[sqlite3.SQLITE_FULL] if error.errno == errno.ENOSPC else _WRITABLE
+            raise StoreUnusable(f"{error.filename or path}: {error.strerror}; {advice}") from None
+        except sqlite3.Error as error:
+            advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, _WRITABLE)
             raise StoreUnusable(f"{path}: {error}; {advice}") from None
 
     def _open(self) -> None:
         db = self._db
         db.execute("PRAGMA locking_mode = EXCLUSIVE")  # two bridges on one store would send twice
+        if is_foreign(db):
+            raise StoreUnusable(f"{self.path}: {FOREIGN}")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA temp_store = MEMORY")
@@ -766,6 +772,12 @@ class Store:
         names = ("sent", "delivered", "failed", "unknown", "received")
         self.count(line, EVER, dict(zip(names, row, strict=True)))
         self._db.execute("DELETE FROM traffic WHERE line = ? AND day = ?", key)
+
+
+def is_foreign(db: sqlite3.Connection) -> bool:
+    """Whether a database was made by another program: it has tables, and not those that every store has."""
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    return bool(tables) and not tables >= {"meta", "line", "outbox", "command", "sms"}
 
 
 def _number_in(path: Path) -> int | None:

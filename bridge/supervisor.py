@@ -84,6 +84,7 @@ def set_up_logging(*, verbose: bool = False) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    logging.raiseExceptions = False  # a log that can't be written, on a full disk, is no reason for a traceback in it
 
 
 def _serve(args: argparse.Namespace, keeper: "Keeper") -> int:

@@ -5,11 +5,14 @@ set its title, move its cursor, write its clipboard; a line separator forges a l
 shall write to an operator's terminal.
 """
 
+import contextlib
 import logging
+import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,15 +49,74 @@ def cleaned(value: Any) -> Any:
     return value
 
 
+def prepare() -> None:
+    """Make the standard streams fit for whatever is said: called once, before anything is opened.
+
+    A stream that whoever started us has closed leads nowhere; left closed, its number would be that of our next file or
+    socket. What a stream can't encode is escaped, and what cannot be decoded is U+FFFD, not an exception.
+    """
+    for fd, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+            continue
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+        setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115 - for as long as we run
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
+
+
+def takes_unicode() -> bool:
+    """Whether stdout can encode every character, or escapes some, which changes what a program reads there."""
+    try:
+        "\N{COPYRIGHT SIGN}\N{CYRILLIC SMALL LETTER YI}\N{HOT BEVERAGE}".encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def end_output() -> None:
+    """Hand over all that was said to stdout. Raises OSError where that is impossible, and then gives it up: else the
+    interpreter would try it again at its end, and complain in its own words.
+    """
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _give_up(sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _give_up(sys.stdout)
+        raise
+
+
+def _give_up(stream: TextIO) -> None:
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def say(text: str, *, lines: bool = False, error: bool = False) -> None:
-    """One line to stdout, or to stderr; several where `lines` says that its line feeds are ours."""
+    """One line to stdout, or to stderr; several where `lines` says that its line feeds are ours. Raises OSError when it
+    can't be written to stdout; the exit code has to do where stderr takes nothing.
+    """
     stream = sys.stderr if error else sys.stdout
-    stream.write(clean(text, lines=lines) + "\n")
+    try:
+        stream.write(clean(text, lines=lines) + "\n")
+    except OSError:
+        if not error:
+            raise
+        _give_up(stream)
 
 
 def complain(text: str) -> None:
     """One line to stderr that says who speaks."""
     say(f"goip-bridge: {text}", error=True)
+
+
+def complain_of_fault() -> None:
+    """The exception that is being handled is nobody's but ours: say so, with what those who mend it have to know."""
+    complain("this is a fault of goip-bridge; please report it, with these lines:")
+    say(_indented(traceback.format_exc().rstrip("\n")), lines=True, error=True)
 
 
 def console() -> "Console":

@@ -181,6 +181,13 @@ def test_a_store_that_is_none_or_too_new_is_a_problem(tmp_path):
     assert "newer version" in problem_texts(examine(tmp_path))[0]
 
 
+def test_the_database_of_another_program_is_a_problem(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as db:
+        db.execute("CREATE TABLE line (x)")
+    (found,) = problem_texts(examine(tmp_path))
+    assert "s.db is the database of another program" in found
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_not_writable_is_a_problem(tmp_path):
     tmp_path.chmod(0o500)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from bridge import numbers
 from bridge import settings as module
 from bridge.settings import BrokerUrl, ConfigError, LineSettings, Settings, load, load_with_origins
+from brokers import make_certificates
 
 SECRET = "hunter2"
 
@@ -323,6 +325,9 @@ def test_every_fault_is_reported_at_once_in_one_line_each():
         ("mqtt: {url: mqtts://h, cert_file: config.yaml}", "mqtt.cert_file: needs mqtt.key_file"),
         ("mqtt: {url: mqtts://h, key_file: config.yaml}", "mqtt.key_file: needs mqtt.cert_file"),
         ("mqtt: {url: mqtts://h, ca_file: gone.pem}", "mqtt.ca_file: cannot read gone.pem: No such file"),
+        ('store: {path: "a\\0b"}', "store.path: must not contain NUL"),
+        ('mqtt: {url: mqtts://h, ca_file: "a\\0b"}', "mqtt.ca_file: must not contain NUL"),
+        ('lines: {a: {password_file: "a\\0b"}}', "lines.a.password_file: must not contain NUL"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_with_its_place(text, fault):
@@ -414,6 +419,33 @@ def test_a_line_password_that_would_break_a_datagram_is_refused(password):
     assert (
         "lines.a.password: must not be empty or contain blanks" in faults(f"lines: {{a: {{password: {password}}}}}")[0]
     )
+
+
+def test_files_for_tls_that_are_of_no_use_are_faults_like_those_that_are_missing():
+    """No attempt to connect would ever mend them."""
+    made = make_certificates(Path.cwd())
+    write("no certificate", "text.pem")
+    subprocess.run(
+        ["openssl", "ec", "-in", made.client_key, "-aes128", "-passout", "pass:x", "-out", "locked.key"], check=True
+    )
+    ours, key = f"cert_file: {made.client_cert}", f"key_file: {made.client_key}"
+    for keys, fault in [
+        ("ca_file: text.pem", "mqtt.ca_file: text.pem holds no certificate in the form of PEM"),
+        (f"cert_file: text.pem, {key}", "mqtt.cert_file: text.pem holds no certificate in the form of PEM"),
+        (
+            f"{ours}, key_file: {made.server_key}",
+            f"server.key is not the private key of mqtt.cert_file, {made.client_cert}",
+        ),
+        (
+            f"{ours}, key_file: text.pem",
+            "mqtt.key_file: text.pem holds no private key in the form of PEM that needs no",
+        ),
+        (f"{ours}, key_file: locked.key", "mqtt.key_file: locked.key holds no private key in the form of PEM that nee"),
+    ]:
+        (found,) = faults(f"mqtt: {{url: mqtts://h, {keys}}}")
+        assert fault in found
+    good = accepted(f"mqtt: {{url: mqtts://h, ca_file: {made.ca}, {ours}, {key}}}")
+    assert good.mqtt.key_file == made.client_key
 
 
 # Secrets --------------------------------------------------------------------------------------------------------------

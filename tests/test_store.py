@@ -12,8 +12,7 @@ from bridge.store import MIGRATIONS, Store, StoreError, StoreUnusable
 
 
 def test_a_new_store_has_the_newest_schema(tmp_path: Path) -> None:
-    with contextlib.closing(Store(tmp_path / "new" / "bridge.db")) as store:
-        assert store.is_new
+    Store(tmp_path / "new" / "bridge.db").close()
     with contextlib.closing(sqlite3.connect(tmp_path / "new" / "bridge.db")) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
         assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
@@ -33,6 +32,17 @@ def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> No
     with pytest.raises(StoreUnusable, match=r"bridge\.db"):
         Store(tmp_path / "bridge.db")
     assert (tmp_path / "bridge.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("version", [0, 2, 99])
+def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"CREATE TABLE line (x); INSERT INTO line VALUES (1); PRAGMA user_version = {version};")
+    before = path.read_bytes()
+    with pytest.raises(StoreUnusable, match=r"other\.db: it is the database of another program: name another file"):
+        Store(path)
+    assert path.read_bytes() == before
 
 
 def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
