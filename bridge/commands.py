@@ -817,14 +817,31 @@ def canonical(path: str, payload: bytes) -> str:
 
 
 def read_id(path: str, payload: bytes) -> str | None:
-    """The usable id in a payload, if there is one: names the result of a command that is refused."""
-    if _is_raw(path):
+    """The usable id in a payload, if there is one: names the result of a command that is refused. Also where something
+    else in the payload is what made it be refused, such as a number that is too large or a key that occurs twice.
+    """
+    if _is_raw(path) or len(payload) > MAX_PAYLOAD_BYTES:
         return None
     try:
-        body = _body(path, payload)
-    except CommandError:
+        ids = json.loads(payload.decode(), object_pairs_hook=_ids, parse_int=_NoId, parse_float=_NoId)
+    except (ValueError, RecursionError):
         return None
-    return str(body["id"]) if _is_label(body.get("id")) else None
+    return ids[0] if isinstance(ids, _Ids) and len(ids) == 1 and _is_label(ids[0]) else None
+
+
+class _NoId:
+    """A number, of whatever size."""
+
+    def __init__(self, _literal: str) -> None:
+        pass
+
+
+class _Ids(list[Any]):
+    """What an object has as its `id`; nobody knows which counts where there are several."""
+
+
+def _ids(pairs: list[tuple[str, object]]) -> _Ids:
+    return _Ids(value for key, value in pairs if key == "id")
 
 
 def _is_raw(path: str) -> bool:

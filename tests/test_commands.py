@@ -667,6 +667,26 @@ def test_the_id_of_a_refused_command_can_be_read():
 
 
 @pytest.mark.parametrize(
+    "rest",
+    [
+        b"9223372036854775808", b"-" + b"9" * 5000, b"1e999", b"NaN", b"-Infinity", b'{"a":1,"a":2}', b'{"\\u0000":1}',
+        b"{%b}" % b",".join(b'"%d":1' % n for n in range(2000)), b'"\\ud800"', b'{"id":"another"}',
+    ],
+)  # fmt: skip
+def test_the_id_of_a_command_that_is_refused_for_what_stands_beside_it_can_be_read(rest):
+    payload = b'{"id":"a","x":%b}' % rest
+    with pytest.raises(CommandError):
+        parse("sms", payload, target="line")
+    assert read_id("sms", payload) == "a"
+    assert read_id("sms", payload.replace(b'"x"', b'"id"')) is None, "which of the two counts?"
+
+
+def test_what_is_no_object_or_cannot_be_read_has_no_id():
+    for payload in (b'["a"]', b'[{"id":"a"}]', b'"id"', b"[" * 100_000, b"\xff", b'{"x":{"id":"a"}}', b'{"id":1}'):
+        assert read_id("sms", payload) is None
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [
         ("2030-01-01T00:00:00Z", datetime(2030, 1, 1, tzinfo=UTC)),
