@@ -468,18 +468,29 @@ class Bridge:
             self.server.hold(now + hold_until - at)
         if self.store.restored:
             self._doubt()
-        with self.store.transaction():
-            if self.store.restored:
-                self.store.put("hold_until", hold_until)
-                self.ledger.doubted(batch)
-                self.store.advance_epoch()
+
+        def answer_open_commands(batch: Batch) -> None:
             for command in self.store.open_commands():
                 message = "The bridge was restarted before the gateway answered. It may have done it all the same."
                 self.answers.give(batch, command, "gateway_timeout", message, {})
-            self._write(batch, [])
-        if self.store.restored:
-            self.store.witness_epoch()
-        self._take_effect(batch)
+
+        try:
+            with self.store.transaction():
+                if self.store.restored:
+                    self.store.put("hold_until", hold_until)
+                    self.ledger.doubted(batch)
+                    self.store.advance_epoch()
+                answer_open_commands(batch)
+                self._write(batch, [])
+        except StoreError as error:
+            if self.store.restored:
+                raise  # what waits in it must be known to be doubtful before anything else
+            self._writes.append(answer_open_commands)
+            self._stall(error)
+        else:
+            if self.store.restored:
+                self.store.witness_epoch()
+            self._take_effect(batch)
         self._remember_sessions(set(self.settings.lines))
         for left in self._deaths.left(at):
             self._tell_left(left, at)
@@ -550,9 +561,14 @@ class Bridge:
 
     def _go_on(self) -> None:
         """Once everything that waited in the socket was read: ask what became of the SMS that were under way."""
-        self._going_on = True
         self._tell_gap()
         self._alive = -math.inf  # not before: should we die now, the next run must know since when nobody listened
+        if not self._stalled:  # else once the store can be written (`_try_again`)
+            self._ask_gateways()
+
+    def _ask_gateways(self) -> None:
+        """What became of the SMS that were under way; from here on new ones are sent."""
+        self._going_on = True
         now, at = self.clock.monotonic(), self.steady.time()
         for row in self.store.sending():
             later = self.store.has_submitted(row.line, row.sendid or 0)
@@ -1285,6 +1301,8 @@ class Bridge:
         self.server.deaf = self._stalled_at, self.clock.monotonic()
         self.datagrams_received(held)
         self.server.handle_timer(self.clock.monotonic())
+        if not self._going_on and not self._stopping and not self._stalled:
+            self._ask_gateways()  # the disk was full at the start
         self.pump()
         if not self._taking:
             self._take_commands()

@@ -125,7 +125,7 @@ class _Mosquitto:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._take_lock()
             self._port = _free_port(port)
-            (self._folder / "mosquitto.conf").write_text(self._configuration(), encoding="utf-8")
+            self._configure()
             await self._spawn()
         except OSError as error:
             raise BrokerError(f"cannot start {self._binary} in {self._folder}: {error.strerror}") from None
@@ -160,6 +160,12 @@ class _Mosquitto:
                 if asyncio.get_running_loop().time() > deadline:
                     raise BrokerError(f"another embedded broker uses {self._folder}; stop that one first") from None
                 await asyncio.sleep(0.05)
+
+    def _configure(self) -> None:
+        """Write mosquitto.conf, unless it says the same already: on a full disk it could only be lost."""
+        file, wanted = self._folder / "mosquitto.conf", self._configuration().encode()
+        if not file.exists() or file.read_bytes() != wanted:
+            file.write_bytes(wanted)
 
     def _configuration(self) -> str:
         lines = [

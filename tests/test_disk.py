@@ -814,6 +814,57 @@ async def test_on_a_full_disk_inbound_sms_are_taken_and_commands_refused_until_t
             assert "was restored" not in bridge.log
 
 
+@pytest.mark.usefixtures("_swept")
+async def test_a_start_on_a_full_disk_keeps_the_lines_and_goes_on_when_there_is_room(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """The disk is too small for a reserve, so nothing can be written at all."""
+    with small_disk(tmp_path, "size=4m") as disk:
+        async with connected(broker, tmp_path, disk / "bridge.db") as (watcher, bridge, line):
+            await deliver(line, "before")
+            await bridge.kill()
+            other = fill(disk)
+            await bridge.start()
+            await bridge.logged("Nothing is acknowledged until it can be written")
+            await line.register()
+            line.send(line.event("RECEIVE", "srcnum:1;msg:on a full disk"))
+            topic = f"goip/{line.id}/cmd/sms"
+            await watcher.publish(topic, {"id": "waits", "to": "1", "text": "x"})
+            await line.register()  # so both had their time
+            assert line.nothing_waits()
+            other.unlink()
+            await bridge.logged("can be written again: going on")
+            result = await watcher.until(f"goip/{line.id}/result/sms", lambda seen: seen.json["id"] == "waits")
+            assert result.json["code"] == "ok"
+            await watcher.until(f"goip/{line.id}/sms/in", lambda seen: seen.json["text"] == "on a full disk")
+            asked = [await line.receive(), await line.receive()]
+            assert sorted(word.split()[0] for word in asked) == [b"MSG", b"RECEIVE"]
+            assert len({seen.json["id"] for seen in watcher.on(f"goip/{line.id}/sms/in")}) == 2
+            assert bridge.log.count("ERROR") == 1
+            assert "Traceback" not in bridge.log
+
+
+async def test_a_new_store_on_a_full_disk_ends_the_start_with_one_message(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "size=4m") as disk:
+        fill(disk)
+        await _refused(tmp_path, disk / "bridge.db", "free space on its disk")
+
+
+@pytest.mark.broker("binary")
+async def test_a_start_on_a_full_disk_has_its_embedded_broker(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "size=4m") as disk:
+        config = bridge_config(None, "goip", store={"path": str(disk / "bridge.db")})
+        async with running(tmp_path, config) as bridge:
+            await bridge.logged("connected to mqtt://127.0.0.1")
+            assert await bridge.stop() == 0
+            fill(disk)
+            await bridge.start()
+            await bridge.logged("Nothing is acknowledged until it can be written")
+            with raw_line(bridge.udp_port) as line:
+                await line.register()
+            assert bridge.log.count("embedded broker (mosquitto)") == 2
+
+
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 async def test_a_store_on_a_read_only_disk_ends_the_start_with_one_message(tmp_path: Path, existing: bool) -> None:
     with small_disk(tmp_path, "size=24m") as disk:
