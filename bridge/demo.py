@@ -41,7 +41,7 @@ from bridge.settings import Settings
 from bridge.sim.errors import SimulatorError
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
-from bridge.store import Store
+from bridge.store import Store, StoreUnusable
 from bridge.topics import Topics
 
 STEP_S = 20.0
@@ -84,10 +84,8 @@ def main(args: argparse.Namespace) -> int:
     demo = Demo(screen, lines=args.lines, udp_port=args.udp_port, seconds=args.seconds, keep=args.keep)
     try:
         return asyncio.run(demo.run())
-    except (BrokerError, SimulatorError, mqtt.ClientError) as error:
+    except (BrokerError, SimulatorError, StoreUnusable, mqtt.ClientError) as error:
         terminal.complain(str(error))
-    except OSError as error:
-        terminal.complain(f"cannot make temporary files: {error}")
     return 1
 
 
@@ -249,7 +247,11 @@ class Demo:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        with tempfile.TemporaryDirectory(prefix="goip-demo-") as folder:
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="goip-demo-")
+        except OSError as error:
+            raise mqtt.ClientError(f"cannot make temporary files: {error}") from None
+        with temporary as folder:
             broker = EmbeddedBroker()
             try:
                 url = await broker.start(Path(folder), 0)

@@ -112,7 +112,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Exit status: 0 no problem, 1 problems, 2 the configuration is not valid."
     mqtt.add_arguments(parser)
     parser.add_argument(
-        "--timeout", type=float, default=ANSWER_S, metavar="S", help=f"how long each answer may take ({ANSWER_S:g})"
+        "--timeout",
+        type=terminal.seconds,
+        default=ANSWER_S,
+        metavar="S",
+        help=f"how long each answer may take ({ANSWER_S:g})",
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from bridge import settings as configuration
 from bridge.settings import ConfigError
-from bridge.terminal import complain
+from bridge.terminal import complain, seconds
 
 TIMEOUT_S = 5.0
 AGAIN_S = 0.1
@@ -152,7 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: $GOIP_CONFIG, then ./config.yaml")
     parser.add_argument("--url", help=argparse.SUPPRESS)  # of older versions, which asked the broker
     parser.add_argument(
-        "--timeout", type=float, default=TIMEOUT_S, metavar="S", help=f"wait S seconds for it (default {TIMEOUT_S:g})"
+        "--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help=f"wait S seconds for it (default {TIMEOUT_S:g})"
     )
 
 

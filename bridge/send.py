@@ -69,10 +69,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="let the bridge check it, and send nothing")
     parser.add_argument("--no-wait", action="store_true", help="end when the bridge has stored it")
     parser.add_argument(
-        "--timeout", type=_seconds, default=TIMEOUT_S, metavar="S", help="end after S seconds without news (300)"
+        "--timeout",
+        type=terminal.seconds,
+        default=TIMEOUT_S,
+        metavar="S",
+        help="end after S seconds without news (300)",
     )
     parser.add_argument(
-        "--reports", type=_seconds, default=REPORTS_S, metavar="S", help="wait S seconds for a delivery report (60)"
+        "--reports",
+        type=terminal.seconds,
+        default=REPORTS_S,
+        metavar="S",
+        help="wait S seconds for a delivery report (60)",
     )
 
 
@@ -400,13 +408,3 @@ def _recipients(text: str) -> list[str]:
     if not all(recipients) or any(re.search(r"[;\n]", recipient) for recipient in recipients):
         raise argparse.ArgumentTypeError("write numbers separated by commas: +4915112345678,+4915187654321")
     return recipients
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1e7:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value

@@ -5,6 +5,7 @@ set its title, move its cursor, write its clipboard; a line separator forges a l
 shall write to an operator's terminal.
 """
 
+import argparse
 import contextlib
 import logging
 import os
@@ -64,6 +65,17 @@ def prepare() -> None:
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=errors)
+
+
+def seconds(text: str) -> float:
+    """The value of an option that is a time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1e7:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
 
 
 def takes_unicode() -> bool:

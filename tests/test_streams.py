@@ -4,6 +4,7 @@ files and folders that cannot be used.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_disk import small_disk
 from test_send import environment
 
 COMMANDS = [
@@ -145,3 +147,19 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path: Path) -> None:
         gone.mkdir()
         result = run(gone, command, before="rmdir ../gone;")
         assert said_plainly(result), (command, result)
+
+
+def test_a_demo_without_room_for_its_files_says_so(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "size=64k") as disk:
+        result = run(tmp_path, "demo --seconds 1", TMPDIR=str(disk))
+    assert said_plainly(result), result
+    assert result.returncode == 1
+    assert re.search(b"^goip-bridge: .*(No space left on device|disk is full)", result.stderr, re.MULTILINE), result
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "1e300", "soon"])
+def test_a_time_that_is_none_is_refused(folder: Path, value: str) -> None:
+    for command in ("health", "doctor", "send --line goip1 --to 1 x"):
+        result = run(folder, f"{command} --timeout {value}")
+        assert result.returncode == 2
+        assert f"argument --timeout: '{value}' is not a number of seconds".encode() in result.stderr, result
