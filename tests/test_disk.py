@@ -823,10 +823,18 @@ async def test_a_start_on_a_full_disk_keeps_the_lines_and_goes_on_when_there_is_
         async with connected(broker, tmp_path, disk / "bridge.db") as (watcher, bridge, line):
             await deliver(line, "before")
             await bridge.kill()
+            url = bridge.config["mqtt"]["url"]
+            bridge.config["mqtt"]["url"] = "mqtt://127.0.0.1:1"
+            await bridge.start()
+            await line.register()
+            await deliver(line, "without a broker")
+            await bridge.kill()
+            bridge.config["mqtt"]["url"] = url
             other = fill(disk)
             await bridge.start()
             await bridge.logged("Nothing is acknowledged until it can be written")
             await line.register()
+            await watcher.until(f"goip/{line.id}/sms/in", lambda seen: seen.json["text"] == "without a broker")
             line.send(line.event("RECEIVE", "srcnum:1;msg:on a full disk"))
             topic = f"goip/{line.id}/cmd/sms"
             await watcher.publish(topic, {"id": "waits", "to": "1", "text": "x"})
@@ -839,7 +847,7 @@ async def test_a_start_on_a_full_disk_keeps_the_lines_and_goes_on_when_there_is_
             await watcher.until(f"goip/{line.id}/sms/in", lambda seen: seen.json["text"] == "on a full disk")
             asked = [await line.receive(), await line.receive()]
             assert sorted(word.split()[0] for word in asked) == [b"MSG", b"RECEIVE"]
-            assert len({seen.json["id"] for seen in watcher.on(f"goip/{line.id}/sms/in")}) == 2
+            assert len({seen.json["id"] for seen in watcher.on(f"goip/{line.id}/sms/in")}) == 3
             assert bridge.log.count("ERROR") == 1
             assert "Traceback" not in bridge.log
 
