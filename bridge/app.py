@@ -696,7 +696,7 @@ class Bridge:
         before = self.lease.role
         if self.lease.hear(message.payload, self.clock.monotonic(), retain=message.retain):
             self._say_again()
-            self._tell_rival("It stands by as long as this one serves")
+            self._tell_rival("That one is on standby as long as this one is active")
         elif self.lease.role is not before:
             self._stand_by()
 
@@ -783,7 +783,7 @@ class Bridge:
         self._drop_backlog()
         self.publisher.say_only(())
         self._tell_rival(
-            "This one stands by: it carries out nothing and sends nothing, and only tells what gateways say"
+            "This one is on standby: it carries out no command, sends no SMS, and only publishes what gateways report"
         )
         self.pump()
 
@@ -802,8 +802,9 @@ class Bridge:
         if self._dropped and self.lease.role is not Role.ASKING:
             named = f", with instance {self.lease.rival!r}," if self.lease.rival else ""  # a restart forgets it
             message = (
-                f"{self._dropped} commands waited here while another bridge{named} served. It has carried them out, "
-                "but for those that came while none of the two served: repeat what had no result, with the same id."
+                f"{self._dropped} commands waited here while another bridge{named} was active. It has carried them "
+                "out, but for those that came while none of the two was active: repeat what had no result, with the "
+                "same id."
             )
             self._dropped = 0
             self._notices.append({"event_type": "takeover", "message": message})
@@ -827,7 +828,7 @@ class Bridge:
             self._acknowledge(message)
         if dropped:
             log.warning(
-                "%d commands are for the bridge that serves, or may have been carried out by it: they are not carried "
+                "%d commands are for the active bridge, or may have been carried out by it: they are not carried "
                 "out here",
                 len(dropped),
             )
@@ -880,7 +881,9 @@ class Bridge:
                     return True
                 self.link.probe()
             case Authority.ASK:
-                log.info("the connection to the broker stood still: asking whether another bridge serves meanwhile")
+                log.info(
+                    "the connection to the broker stood still: asking whether another bridge became active meanwhile"
+                )
                 self._ask(resumed=True)
             case Authority.DROP:
                 self._drop_backlog()

@@ -146,8 +146,8 @@ class HealthSocket:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `goip-bridge health`."""
     parser.description = (
-        "Exit status 0 when the bridge of this configuration works on this machine, or stands by for another one; else "
-        "1 and one line that says why. It asks the bridge itself, as the user that runs it, and not the broker."
+        "Exit status 0 when the bridge of this configuration works on this machine, or is on standby for another one; "
+        "else 1 and one line that says why. It asks the bridge itself, as the user that runs it, and not the broker."
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: $GOIP_CONFIG, then ./config.yaml")
     parser.add_argument("--url", help=argparse.SUPPRESS)  # of older versions, which asked the broker

@@ -260,7 +260,9 @@ class HttpListener:
         if self._bridge.stopping:
             return _problem(503, "the bridge stops", "shutting_down")
         if self._bridge.lease.role is Role.STANDING_BY:
-            return _problem(503, f"another bridge, {self._bridge.lease.rival!r}, serves; this one stands by", "busy")
+            return _problem(
+                503, f"another bridge, {self._bridge.lease.rival!r}, is active; this one is on standby", "busy"
+            )
         if len(self._recent.awaited) >= MAX_SENDING:
             return _problem(503, f"{MAX_SENDING} commands wait already", "busy")
         body = await self._result(key, topic, orjson.dumps(asked | {"id": id}))

@@ -186,7 +186,7 @@ def healthy(bridge: "Bridge") -> dict[str, Check]:
     role, rival = bridge.lease.role, bridge.lease.rival
     if role is Role.STANDING_BY or (role is Role.ASKING and bridge.fenced):
         other = f"another bridge, {rival!r}," if rival else "another bridge"  # a restart forgets which
-        checks["serving"] = {"ok": True, "reason": f"stands by while {other} serves"}
+        checks["serving"] = {"ok": True, "reason": f"on standby while {other} is active"}
     elif not bridge.publisher.said_online:
         checks["serving"] = {"ok": False, "reason": "connects, and has not said `online` yet"}
     return checks
@@ -219,10 +219,10 @@ def ready(bridge: "Bridge") -> dict[str, Check]:
     if bridge.stopping:
         checks["running"] = {"ok": False, "reason": "the bridge stops"}
     if bridge.lease.role is Role.ASKING:
-        reason = f"it is being asked whether another bridge serves {bridge.topics.base}"
+        reason = f"it is being asked whether another bridge is active on {bridge.topics.base}"
         checks["serving"] = {"ok": False, "reason": reason}
     elif bridge.lease.role is Role.STANDING_BY:
-        reason = f"another bridge, {bridge.lease.rival!r}, serves {bridge.topics.base}; this one stands by"
+        reason = f"another bridge, {bridge.lease.rival!r}, is active on {bridge.topics.base}; this one is on standby"
         checks["serving"] = {"ok": False, "reason": reason}
     return checks
 

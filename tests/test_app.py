@@ -550,7 +550,7 @@ async def test_readiness_reads_the_answers_it_depends_on(store: Store) -> None:
     bridge.connected(session_present=False, version="5")
     bridge.proved(time.monotonic())
     bridge.subscribed({commands: None, pools: 1})
-    assert "asked whether another bridge serves" in why()
+    assert "asked whether another bridge is active" in why()
     acknowledge()
     assert "has not acknowledged `online`" in why()
     availability = bridge.topics.bridge("availability")

@@ -432,7 +432,7 @@ async def test_without_retained_messages_too_one_of_two_bridges_serves(tmp_path:
             (tmp_path / "second").mkdir()
             config = bridge_config(as_broker(broker), "goip") | {"instance": "second"}
             async with running(tmp_path / "second", config) as second:
-                await second.logged("This one stands by")
+                await second.logged("This one is on standby")
                 serve = [seen.json["instance"] for seen in watcher.on("goip/bridge/info") if seen.json["serving_since"]]
                 assert set(serve) == {"goip"}
 

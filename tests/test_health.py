@@ -114,7 +114,7 @@ async def test_a_bridge_that_stands_by_is_healthy(tmp_path: Path) -> None:
         second = tmp_path / "second"
         second.mkdir()
         async with running(second, bridge_config(broker, "goip", instance="second")) as standby:
-            await standby.logged("stands by")
+            await standby.logged("is on standby")
             assert await health(second, "--timeout", "30") == (0, "")
         assert await health(tmp_path) == (0, "")
 

@@ -483,7 +483,7 @@ async def test_of_two_bridges_one_carries_out_commands_and_the_other_takes_its_p
         async with watching(broker, "goip/#") as watcher, running(folders[1], configs[0]) as first:
             await of("first", watcher)
             async with running(folders[2], configs[1]) as second:
-                await second.logged("This one stands by")
+                await second.logged("This one is on standby")
                 one, two = RawLine(first.udp_port), RawLine(second.udp_port)
                 await one.register()
                 await two.register()
@@ -503,7 +503,7 @@ async def test_of_two_bridges_one_carries_out_commands_and_the_other_takes_its_p
                 await watcher.until("goip/spare/result/sms", count=MANY)
 
                 await first.start()
-                await first.logged("This one stands by")
+                await first.logged("This one is on standby")
                 told = await watcher.until(
                     "goip/bridge/event", lambda seen: "waited here while another" in seen.json["message"]
                 )
