@@ -327,7 +327,7 @@ async def test_a_bridge_that_stands_by_is_not_ready_and_says_why(store: Store) -
     bridge.received([command("goip/bridge/info", info)])
     check = ready(bridge)["serving"]
     assert not check["ok"]
-    assert "'other' serves goip" in check["reason"].replace(",", "")
+    assert "'other' is active on goip" in check["reason"].replace(",", "")
     bridge.received([command("goip/l0/cmd/sms", b'{"to":"1","text":"x"}')])
     assert results(store) == []
 
