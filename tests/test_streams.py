@@ -2,9 +2,11 @@
 files and folders that cannot be used.
 """
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,9 @@ import pytest
 import yaml
 from test_disk import small_disk
 from test_send import environment
+
+from bridge.store import Store
+from harness import BridgeProcess, bridge_config, raw_line, running
 
 COMMANDS = [
     "config show", "config check", "config schema", "schema", "schema sms_in", "doctor --timeout 0.1", "monitor --once",
@@ -163,3 +168,21 @@ def test_a_time_that_is_none_is_refused(folder: Path, value: str) -> None:
         result = run(folder, f"{command} --timeout {value}")
         assert result.returncode == 2
         assert f"argument --timeout: '{value}' is not a number of seconds".encode() in result.stderr, result
+
+
+async def test_a_bridge_without_standard_streams_serves_and_starts_again(tmp_path: Path) -> None:
+    """Their numbers would be those of its sockets and of its store."""
+    config = bridge_config(None, "goip", mqtt={"url": "mqtt://127.0.0.1:1"})
+    usual = shlex.join(BridgeProcess(tmp_path, config).command)
+    command = ("bash", "-c", f"exec {usual} 0>&- >&- 2>&-")
+    async with running(tmp_path, config, command=command) as bridge:
+        with raw_line(bridge.udp_port) as line:
+            await line.register()
+            first = bridge.kill_worker()
+            await line.register()
+        open_files = {os.readlink(f"/proc/{bridge.worker_pid}/fd/{fd}") for fd in (0, 1, 2)}
+        assert bridge.worker_pid != first
+        assert await bridge.stop() == 0
+    assert open_files == {"/dev/null"}
+    with contextlib.closing(Store(tmp_path / "bridge.db")) as store:
+        assert not store.restored
