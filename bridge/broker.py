@@ -307,8 +307,8 @@ class _Amqtt:
                 await broker.external_connected(_Ahead(head, reader), StreamWriterAdapter(writer), listener_name)
         except (asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
             pass
-        except Exception:
-            log.debug("amqtt failed over what a client sent", exc_info=True)
+        except Exception as error:
+            log.debug("amqtt failed over what a client sent: %s", type(error).__name__)
         finally:
             self._connections.discard(task)
             writer.close()
