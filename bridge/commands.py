@@ -823,7 +823,7 @@ def read_id(path: str, payload: bytes) -> str | None:
     if _is_raw(path) or len(payload) > MAX_PAYLOAD_BYTES:
         return None
     try:
-        ids = json.loads(payload.decode(), object_pairs_hook=_ids, parse_int=_NoId, parse_float=_NoId)
+        ids = json.loads(payload.decode("utf-8-sig"), object_pairs_hook=_ids, parse_int=_NoId, parse_float=_NoId)
     except (ValueError, RecursionError):
         return None
     return ids[0] if isinstance(ids, _Ids) and len(ids) == 1 and _is_label(ids[0]) else None

@@ -678,6 +678,7 @@ def test_the_id_of_a_command_that_is_refused_for_what_stands_beside_it_can_be_re
     with pytest.raises(CommandError):
         parse("sms", payload, target="line")
     assert read_id("sms", payload) == "a"
+    assert read_id("sms", b"\xef\xbb\xbf" + payload) == "a", "with a byte order mark"
     assert read_id("sms", payload.replace(b'"x"', b'"id"')) is None, "which of the two counts?"
 
 
