@@ -18,6 +18,7 @@ from bridge.mqtt import TWIN_ADVICE
 from bridge.settings import Settings, load, load_with_origins
 from bridge.store import MIGRATIONS
 from bridge.topics import Topics
+from brokers import make_certificates
 from reliability.simulation import SCENARIOS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -313,6 +314,9 @@ def test_every_key_of_the_example_has_its_default_or_is_commented_out_with_a_val
     for file in re.findall(r"_file: (\S+)", text):
         text = text.replace(file, Path(file).name)
         (tmp_path / Path(file).name).write_text("secret")
+    made = make_certificates(tmp_path)
+    for name, one in {"broker-ca.pem": made.ca, "client.pem": made.client_cert, "client.key": made.client_key}.items():
+        (tmp_path / name).write_bytes(one.read_bytes())
     (tmp_path / "config.yaml").write_text(text)
     settings, origins = load_with_origins(None, {})
     seen = 0
