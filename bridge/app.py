@@ -34,7 +34,7 @@ from bridge.goip import events
 from bridge.goip.box import MOST_NUMBERS
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Submitted
-from bridge.goip.server import LineConfig, LineMemory, SmsServer
+from bridge.goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
@@ -77,7 +77,7 @@ BACKLOG, BACKLOG_BYTES = 1000, 2 << 20
 MOST_COMMANDS, MOST_COMMAND_BYTES = 4 * BACKLOG, 4 * BACKLOG_BYTES
 "With so many, further ones with QoS 0 are dropped; of the others brokers send few ahead of their acknowledgement."
 DROPS_LOGGED = 30
-"Dropped datagrams that are logged in a minute: one for each host, and no more in all."
+"Dropped datagrams that are logged in a minute: one for each host and reason, and no more in all."
 DROPS_DEBUGGED_PER_S = 20.0
 SERVING_SINCE = "serving_since"
 RIVAL = "rival"
@@ -606,7 +606,8 @@ class Bridge:
 
     def _log_drop(self, data: bytes, address: Address, reason: str, now: float) -> None:
         """Strangers send as much as they like: few of their datagrams are logged, and none with its contents."""
-        if (count := self._drops.admit(address[0], now)) is not None:
+        told = reason == NOT_AUTHENTICATED  # by `Strangers`, in better words
+        if not told and (count := self._drops.admit((address[0], reason), now)) is not None:
             since = f" ({count - 1} more since this was logged last)" if count > 1 else ""
             log.warning("dropped %d bytes from %s:%d: %s%s", len(data), *address, reason, since)
         if log.isEnabledFor(logging.DEBUG) and self._drops_debugged.left(now):
