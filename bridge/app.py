@@ -79,6 +79,8 @@ MOST_COMMANDS, MOST_COMMAND_BYTES = 4 * BACKLOG, 4 * BACKLOG_BYTES
 DROPS_LOGGED = 30
 "Dropped datagrams that are logged in a minute: one for each host and reason, and no more in all."
 DROPS_DEBUGGED_PER_S = 20.0
+LOGGED_A_MINUTE = 60
+"Of what may happen again and again, such as refused commands: each once, and no more in all."
 SERVING_SINCE = "serving_since"
 RIVAL = "rival"
 "In the store: since when this bridge serves its base topic; empty when another one does."
@@ -207,6 +209,7 @@ class Bridge:
         self._drops = Limiter(total=DROPS_LOGGED, period=60.0)
         self._drops_debugged = Tokens(DROPS_DEBUGGED_PER_S)
         self._limiter = Limiter()
+        self._said_often = Limiter(total=LOGGED_A_MINUTE, period=60.0)
         self._mqtt = payloads.MqttInfo(version=None, session_present=False)
         self._connections = 0
         self._subscriptions: dict[str, int | None] = {}
@@ -1055,6 +1058,7 @@ class Bridge:
     def _take_effect(self, batch: Batch) -> None:
         """The batch is on disk."""
         batch.committed()
+        self._log(batch)
         self._sendids_reserved = batch.sendids_reserved or self._sendids_reserved
         if batch.alive is not None:
             self._alive = batch.alive
@@ -1085,6 +1089,13 @@ class Bridge:
                 self._answer(order.n, *verdict)
         for name in sorted(batch.feed):
             self._feed(name)
+
+    def _log(self, batch: Batch) -> None:
+        now = self.clock.monotonic()
+        for level, text, key in batch.log:
+            count = 1 if key is None else self._said_often.admit(key, now)
+            if count is not None:
+                log.log(level, "%s%s", text, f" ({count} times since this was logged last)" if count > 1 else "")
 
     def _save_announced(self) -> None:
         """Write down which retained topics there are, before they are: whoever takes one away later has to know."""

@@ -142,7 +142,7 @@ def _details(kind: str, said: dict[str, Any]) -> dict[str, Any]:
                 "to": _masked(said["to"]),
                 **told,
                 "code": error.get("code"),
-                "message": _scrubbed(error.get("text")),
+                "message": error.get("meaning") or _scrubbed(error.get("text")),
             }
         case "call":
             told = {key: said[key] for key in ("direction", "duration_s")}
