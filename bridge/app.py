@@ -40,6 +40,8 @@ from bridge.goip.timing import Timing
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
 from bridge.lease import Authority, Lease, Role
 from bridge.ledger import Ledger, address_text
+from bridge.lease import ANSWER_S, Authority, Lease, Role
+from bridge.ledger import Ledger
 from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
 from bridge.mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
@@ -86,6 +88,8 @@ RIVAL = "rival"
 "In the store: since when this bridge serves its base topic; empty when another one does."
 STEADY = "steady"
 "In the store: what `bridge.clock.SteadyTime` goes on from."
+WAITING_S = 2.0
+"A bridge that is connected for so long, and not active, says why."
 ALIVE_S = 10.0
 "How often the store is told that we are alive."
 GIVES_UP_S = 12.0
@@ -219,6 +223,8 @@ class Bridge:
         rival = store.get(RIVAL) or ""
         self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since, rival)
         self._saved_role = since, rival
+        self._waits_since: float | None = None
+        "Connected, and not active yet: since when."
         self._fenced = self.lease.yielded
         "Another bridge may be at work in our place: nothing new is sent."
         self._stall_drops = 0
@@ -397,6 +403,8 @@ class Bridge:
         end = loop.time() + SHUTDOWN_S
         self._stopping = True
         log.info("stopping")
+        if self.server.awaits_outcomes:
+            log.info("gateways have SMS whose outcome is not known yet: waiting for it for up to %.0f s", DRAIN_S)
         if self._timer is not None:
             self._timer.cancel()
         await self._hear_outcomes()
@@ -697,6 +705,7 @@ class Bridge:
 
     def _ask(self, *, resumed: bool) -> None:
         """Whether another bridge serves our base topic."""
+        self._waits_since = self.clock.monotonic()
         self.lease.ask(self.clock.monotonic(), resumed=resumed)
         self._doubt_a_broker_that_forgets()
         self._question()
@@ -748,8 +757,10 @@ class Bridge:
             self.link.listen(on=True)  # not earlier: what was published before the question is the other one's
         if not begins:
             return
-        if self._fenced:
-            log.warning("this bridge serves %s now", self.topics.base)
+        if self._fenced or self._waits_since is not None:
+            level = logging.WARNING if self._fenced else logging.INFO
+            log.log(level, "this bridge serves %s now", self.topics.base)
+        self._waits_since = None
         self.lease.vouch(now)
         self._save_role()
         if self._fenced or self.lease.may_have_missed:
@@ -761,7 +772,20 @@ class Bridge:
         self._feed_all()
         self.pump()
 
+    def _tell_waiting(self, now: float) -> None:
+        if self._waits_since is None or now < self._waits_since + WAITING_S or self._stopping or self._stalled:
+            return
+        if self._looking:
+            why = "the broker has not said yet what other bridges published there"
+        elif self.lease.awaits_broker:
+            why = f"the broker has not acknowledged {self._own_topics[1]} yet"
+        else:
+            why = f"another bridge was there before, and has {ANSWER_S:.0f} s to answer"
+        if self._said_often.admit(("waiting", why), now) is not None:
+            log.info("waiting to become active on %s: %s. Commands wait; gateways are served", self.topics.base, why)
+
     def _stand_by(self) -> None:
+        self._waits_since = None
         self._fenced = True
         self._looking = False  # what was to be asked is answered
         self._save_role()
@@ -904,7 +928,8 @@ class Bridge:
         self._listening = True
         self.publisher.connected()
         self.publisher.say_only(())
-        self.lease.ask(self.clock.monotonic(), resumed=session_present)
+        self._waits_since = self.clock.monotonic()
+        self.lease.ask(self._waits_since, resumed=session_present)
         self._doubt_a_broker_that_forgets()
         self._looking = True
         if self.link is not None:
@@ -924,6 +949,7 @@ class Bridge:
     def disconnected(self, reason: str, *, closed: bool = True) -> bool:
         """The broker is gone; true when it has taken something that need not be sent again."""
         log.debug("the broker is gone: %s", reason)
+        self._waits_since = None
         now = self.clock.monotonic()
         closer = self.publisher.disconnected(now, closed=closed)
         if closer is not None and self.publisher.is_refused(closer.topic) and not self._stopping:
@@ -1324,6 +1350,7 @@ class Bridge:
         self._mind_the_clock()
         self._serve_if_free()
         self._save_role()
+        self._tell_waiting(now)
         self._tell_dropped()
         self._tell_overflow()
         self._mind_the_load()

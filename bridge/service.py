@@ -77,6 +77,7 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
             await bridge.run(stop, address, keeper.held, serving)
         finally:
             health.close()
+        log.info("stopped")
         if bridge.restart_asked:
             return RESTART
     except (StoreUnusable, BrokerError) as error:

@@ -163,6 +163,28 @@ async def test_what_a_gateway_refuses_is_told_without_its_words(rig: Rig) -> Non
     await rig.bridge.logged("INFO    l1: command exp_time/set failed: gateway_refused\n")
 
 
+@pytest.mark.broker("binary")
+async def test_waiting_to_become_active_and_stopping_are_told(tmp_path: Path) -> None:
+    other = {"instance": "other", "started_at": "2026-01-01T00:00:00.000Z", "serving_since": "2026-01-01T00:00:00.000Z"}
+    async with own_broker(tmp_path / "broker") as mosquitto:
+        broker = as_broker(mosquitto)
+        async with watching(broker) as watcher:
+            await watcher.publish("log/bridge/info", other, retain=True)
+        async with running(tmp_path, bridge_config(broker, "log")) as bridge:
+            await bridge.logged(
+                "INFO    waiting to become active on log: another bridge was there before, and has 5 s to"
+            )
+            await bridge.logged("this bridge serves log now\n")
+            await bridge.stop()
+            assert bridge.log.index("stopping\n") < bridge.log.index("stopped\n")
+
+
+@pytest.mark.broker("binary")
+async def test_a_bridge_that_is_alone_says_once_that_it_serves(rig: Rig) -> None:
+    assert rig.bridge.log.count("INFO    this bridge serves log now\n") == 1
+    assert "waiting to become active" not in rig.bridge.log
+
+
 @pytest.mark.parametrize(
     ("message", "logged"),
     [
