@@ -7,6 +7,7 @@ commit first, then answer the gateways and the broker, then publish.
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import itertools
 import logging
 import math
@@ -23,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from bridge import commands, payloads
+from bridge import commands, holders, payloads
 from bridge.batch import Batch, Order, Run
 from bridge.board import Board
 from bridge.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
@@ -354,7 +355,9 @@ class Bridge:
             try:
                 return UdpSocket.bind(wanted.host, wanted.port, received)
             except OSError as error:
-                raise PortUnusable(f"cannot listen on udp {wanted.listen}: {error.strerror}", "udp.listen") from None
+                holder = _holder(error, "udp", wanted.host, wanted.port)
+                message = f"cannot listen on udp {wanted.listen}: {error.strerror}{holder}"
+                raise PortUnusable(message, "udp.listen") from None
         udp = UdpSocket(inherited, received, inherited=True)
         if not udp.listens_on(wanted.host, wanted.port):
             log.warning(
@@ -378,7 +381,7 @@ class Bridge:
             what = error.strerror
             if error.errno is not None and error.errno > 0:  # else the name is not known
                 what = os.strerror(error.errno)  # `strerror` names the port again
-            message = f"cannot listen on tcp {wanted.listen}: {what}"
+            message = f"cannot listen on tcp {wanted.listen}: {what}{_holder(error, 'tcp', wanted.host, wanted.port)}"
             if self.udp is None or not self.udp.inherited:
                 raise PortUnusable(message, "http.listen") from None
             log.error("%s; going on without status page and metrics, since there are lines to be served", message)
@@ -1738,6 +1741,11 @@ class PortUnusable(Exception):  # noqa: N818 - told to the user, not caught to g
         super().__init__(message)
         self.key = key
         "Of the configuration."
+
+
+def _holder(error: OSError, protocol: str, host: str, port: int) -> str:
+    holder = holders.of_port(protocol, host, port) if error.errno == errno.EADDRINUSE else ""
+    return f" by {holder}" if holder else ""
 
 
 class _PoisonError(Exception):

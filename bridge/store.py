@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bridge import holders
 from bridge.ballast import Ballast, open_private
 from bridge.goip.line import Proof
 from bridge.goip.server import LineMemory
@@ -157,7 +158,7 @@ class StoreUnusable(Exception):  # noqa: N818 - not an error to catch and go on
 
 
 _ADVICE = {
-    sqlite3.SQLITE_BUSY: "another bridge uses it: stop that one, or give this one a store of its own",
+    sqlite3.SQLITE_BUSY: "uses it: stop that one, or give this one a store of its own",
     sqlite3.SQLITE_CORRUPT: "it is damaged: restore a backup, or move it away to begin anew",
     sqlite3.SQLITE_NOTADB: "it is no store of this program, or damaged: name another file, or restore a backup",
     sqlite3.SQLITE_FULL: "free space on its disk",
@@ -246,6 +247,8 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             advice = _ADVICE.get(code, "check that it and its folder can be written")
+            if code == sqlite3.SQLITE_BUSY:
+                advice = f"{holders.of_lock(path) or 'another bridge'} {advice}"
             raise StoreUnusable(f"{path}: {error}; {advice}") from None
 
     def _open(self) -> None:
