@@ -1002,7 +1002,9 @@ class Bridge:
         """What happened in the core; of those who are not let in only a few are told."""
         now = self.clock.monotonic()
         for event in self.server.take_events():
-            if not isinstance(event, events.Unauthenticated):
+            if isinstance(event, events.KeepaliveIgnored):
+                self._moves.log_ignored(event, now)
+            elif not isinstance(event, events.Unauthenticated):
                 self._events.append(event)
                 if isinstance(event, events.LineMoved) and (moved := self._moves.notice(event, self.settings, now)):
                     self._notices.append(moved)
@@ -1304,7 +1306,9 @@ class Bridge:
             else:
                 self._stall_drops += 1
         for event in self.server.take_events():
-            if not isinstance(event, events.Unauthenticated | events.LineChanged):  # too many, for too long
+            if isinstance(event, events.KeepaliveIgnored):
+                self._moves.log_ignored(event, now)
+            elif not isinstance(event, events.Unauthenticated | events.LineChanged):  # too many, for too long
                 self._events.append(event)
         self._send()
 

@@ -1189,6 +1189,27 @@ def test_the_next_fault_of_a_source_is_told_at_once() -> None:
     assert "allow_from" in str(next_one["message"])
 
 
+def ignored(port: int, line: str = "l0") -> events.KeepaliveIgnored:
+    return events.KeepaliveIgnored(line, ("192.0.2.1", port), 1, ("192.0.2.1", 10991), 37, 83.0, contested=False)
+
+
+def test_a_keepalive_that_is_not_believed_is_logged_with_the_reason_and_seldom(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    moves = Moves()
+    for n in range(100):
+        moves.log_ignored(ignored(50_000), n)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("line l0: a keepalive from 192.0.2.1:50000, with its password, is not believed: the line is")
+    assert "its count, 1, is not beyond 37" in said
+    assert "for 83 s more" in said
+    for port in range(1000):
+        moves.log_ignored(ignored(port), 100.0)
+    moves.log_ignored(ignored(1, "l1"), 100.0)
+    assert len(caplog.records) <= 7, "few of one line, and no other line pays for it"
+    assert "line l1" in caplog.text
+
+
 def unknown(id: str, host: str = "192.0.2.1") -> events.Unauthenticated:
     return events.Unauthenticated(id, None, (host, 7), "unknown")
 

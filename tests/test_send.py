@@ -67,7 +67,9 @@ class Installation:
             assert cli(self.folder, "health", "--timeout", "15").returncode == 0
             server = f"127.0.0.1:{self.udp_port}"
             simulated = ("--lines", str(self.simulated), "--wait", "0.1", "--time-scale", "20")
-            self._start("sim", "--server", server, *simulated)  # only now: a lost keepalive is repeated after 30 s
+            self._start(
+                "sim", "--server", server, "--port-base", "0", *simulated
+            )  # only now: a lost keepalive is repeated after 30 s
             for number in range(1, self.simulated + 1):
                 self.await_retained(f"goip/goip{number}/availability", b"online")
                 self.await_retained(f"goip/goip{number}/state")
