@@ -46,6 +46,8 @@ from bridge.ledger import Ledger
 from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
 from bridge.mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
+from bridge.mqtt import REFUSED, Incoming, LinkConfig, MqttLink, Publication
+from bridge.numbers import mask_all
 from bridge.operations import operation
 from bridge.pruning import Pruning
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
@@ -1711,7 +1713,7 @@ class Bridge:
                 advice += ", or set homeassistant.discovery: false"
             if event_type == "publish_refused":
                 said = "" if code is None else f" ({code:#x})"
-                log.warning("%s: the broker %s%s: %s", item.topic, did, said, advice)
+                log.warning("%s: the broker %s%s: %s", mask_all(item.topic), did, said, advice)
             if isinstance(item, OutboxRow) and item.schema == "bridge_event":
                 continue  # telling it would be refused as well
             message = (

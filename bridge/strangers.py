@@ -8,7 +8,7 @@ import re
 from bridge.goip import events
 from bridge.ledger import address_text
 from bridge.limits import Limiter
-from bridge.numbers import mask
+from bridge.numbers import mask_all
 from bridge.settings import Settings
 
 OF_A_LINE = 3
@@ -56,7 +56,7 @@ class Strangers:
         similar = _similar(claimed, settings) if event.reason == "unknown" else None
         if self._logged.admit((event.line or claimed, event.address[0], event.reason), now) is not None:
             times = f" ({count} times since this was told last)" if count > 1 else ""
-            log.warning("%s: %s%s", address_text(event.address), _message(event, _masked(claimed), similar), times)
+            log.warning("%s: %s%s", address_text(event.address), _message(event, mask_all(claimed), similar), times)
         return {
             "event_type": event_type,
             "message": _message(event, claimed, similar),
@@ -65,11 +65,6 @@ class Strangers:
             "address": address_text(event.address),
             "count": count,
         }
-
-
-def _masked(id: str) -> str:
-    """For the log: ids may be phone numbers."""
-    return mask(id) if sum(char.isdigit() for char in id) > 6 else id
 
 
 def _similar(claimed: str, settings: Settings) -> str | None:
