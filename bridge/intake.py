@@ -68,7 +68,7 @@ class Answers:
         """Answer an accepted command, and those of its repeats that wait."""
         if code != "ok" and command.target != "bridge":  # those of the bridge say it themselves
             why = "" if code == "gateway_refused" else f": {message}"  # its words may hold a number or a text
-            what = f"{command.target}: command {command.path} failed: {code}"
+            what = f"{command.target}: command {commands.command_path(command.path)} failed: {code}"
             batch.say(logging.INFO, f"{what}{why}", what)
         outcome = {"code": code, "message": message, "data": data, "warnings": orjson.loads(command.warnings)}
         self._store.set_result(command.n, payloads.encode(outcome))

@@ -14,7 +14,7 @@ from bridge.settings import Settings
 OF_A_LINE = 3
 "Sources that are told of one line in ten minutes, for each reason; of guessing one."
 LOGGED_A_MINUTE = 30
-"Of those that are told, so many are logged: an attack on a thousand lines must not fill the disk."
+"Of those that are told of lines, so many are logged: an attack on a thousand lines must not fill the disk."
 LOOKALIKES = 100
 "Configured ids that an unknown one is compared with."
 
@@ -54,7 +54,7 @@ class Strangers:
         count += self._unheard.pop(event.line or "", 0)
         line = settings.lines.get(event.line) if event.line is not None else None
         similar = _similar(claimed, settings) if event.reason == "unknown" else None
-        if self._logged.admit((event.line or claimed, event.address[0], event.reason), now) is not None:
+        if event.line is None or self._logged.admit((event.line, event.address[0], event.reason), now) is not None:
             times = f" ({count} times since this was told last)" if count > 1 else ""
             log.warning("%s: %s%s", address_text(event.address), _message(event, mask_all(claimed), similar), times)
         return {
@@ -69,11 +69,9 @@ class Strangers:
 
 def _similar(claimed: str, settings: Settings) -> str | None:
     """The configured line whose id was probably meant. `goip3` is no misspelt `goip2`, so the digits must agree."""
-    alike = (
-        (name, line.goip_id or name)
-        for name, line in settings.lines.items()
-        if _digits(line.goip_id or name) == _digits(claimed)
-    )
+    digits = _digits(claimed)
+    ids = ((name, line.goip_id or name) for name, line in settings.lines.items())
+    alike = ((name, id) for name, id in ids if _digits(id) == digits)
     names = {id.casefold(): name for name, id in itertools.islice(alike, LOOKALIKES)}
     close = difflib.get_close_matches(claimed.casefold(), names, n=1, cutoff=0.7)
     return names[close[0]] if close else None
