@@ -9,6 +9,8 @@ from bridge.settings import Settings
 
 MOST = 6
 "Told of one line in ten minutes."
+LOGGED_A_MINUTE = 30
+"Keepalives that are not believed: somebody may replay those of all lines."
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ class Moves:
     def __init__(self) -> None:
         self._limiters: dict[str, Limiter] = {}
         self._ignored: dict[str, Limiter] = {}
+        self._logged = Limiter(total=LOGGED_A_MINUTE, period=60.0)
 
     def notice(self, event: events.LineMoved, settings: Settings, now: float) -> dict[str, object] | None:
         """The fields of a fact on `bridge/event`, or None when there is nothing to be told."""
@@ -47,7 +50,7 @@ class Moves:
     def log_ignored(self, event: events.KeepaliveIgnored, now: float) -> None:
         """Log why the line stays where it is: each sender once in ten minutes, and few of a line in all."""
         count = self._ignored.setdefault(event.line, Limiter(total=MOST)).admit(event.address, now)
-        if count is None:
+        if count is None or self._logged.admit((event.line, event.address), now) is None:
             return
         here, there = address_text(event.address), address_text(event.believed)
         why = (
