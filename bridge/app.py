@@ -39,14 +39,11 @@ from bridge.goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsSer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
-from bridge.lease import Authority, Lease, Role
-from bridge.ledger import Ledger, address_text
 from bridge.lease import ANSWER_S, Authority, Lease, Role
-from bridge.ledger import Ledger
+from bridge.ledger import Ledger, address_text
 from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
 from bridge.mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
-from bridge.mqtt import REFUSED, Incoming, LinkConfig, MqttLink, Publication
 from bridge.numbers import mask_all
 from bridge.operations import operation
 from bridge.pruning import Pruning

@@ -4,9 +4,9 @@
 either in the store or comes again. What a gateway has to do for it is an `Order`, carried out after the commit as well.
 """
 
-from collections import Counter
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 

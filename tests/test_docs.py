@@ -13,11 +13,9 @@ import pytest
 from pydantic import BaseModel
 
 from bridge import __main__ as command_line
-from bridge import commands, intake, payloads, schema
+from bridge import causes, commands, intake, payloads, schema
 from bridge.mqtt import TWIN_ADVICE
 from bridge.settings import Settings, load, load_with_origins
-from bridge import causes, commands, intake, payloads, schema
-from bridge.settings import Settings, load
 from bridge.store import MIGRATIONS
 from bridge.topics import Topics
 from reliability.simulation import SCENARIOS
