@@ -7,6 +7,7 @@ commit first, then answer the gateways and the broker, then publish.
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import itertools
 import logging
 import math
@@ -23,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from bridge import commands, payloads
+from bridge import commands, holders, payloads
 from bridge.batch import Batch, Order, Run
 from bridge.board import Board
 from bridge.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
@@ -34,15 +35,16 @@ from bridge.goip import events
 from bridge.goip.box import MOST_NUMBERS
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Submitted
-from bridge.goip.server import LineConfig, LineMemory, SmsServer
+from bridge.goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
-from bridge.lease import Authority, Lease, Role
+from bridge.lease import ANSWER_S, Authority, Lease, Role
 from bridge.ledger import Ledger, address_text
 from bridge.limits import Gate, Limiter, Tokens
 from bridge.moves import Moves
 from bridge.mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
+from bridge.numbers import mask_all
 from bridge.operations import operation
 from bridge.pruning import Pruning
 from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
@@ -77,13 +79,17 @@ BACKLOG, BACKLOG_BYTES = 1000, 2 << 20
 MOST_COMMANDS, MOST_COMMAND_BYTES = 4 * BACKLOG, 4 * BACKLOG_BYTES
 "With so many, further ones with QoS 0 are dropped; of the others brokers send few ahead of their acknowledgement."
 DROPS_LOGGED = 30
-"Dropped datagrams that are logged in a minute: one for each host, and no more in all."
+"Dropped datagrams that are logged in a minute: one for each host and reason, and no more in all."
 DROPS_DEBUGGED_PER_S = 20.0
+LOGGED_A_MINUTE = 60
+"Of what may happen again and again, such as refused commands: each once, and no more in all."
 SERVING_SINCE = "serving_since"
 RIVAL = "rival"
 "In the store: since when this bridge serves its base topic; empty when another one does."
 STEADY = "steady"
 "In the store: what `bridge.clock.SteadyTime` goes on from."
+WAITING_S = 2.0
+"A bridge that is connected for so long, and not active, says why."
 ALIVE_S = 10.0
 "How often the store is told that we are alive."
 GIVES_UP_S = 12.0
@@ -207,6 +213,7 @@ class Bridge:
         self._drops = Limiter(total=DROPS_LOGGED, period=60.0)
         self._drops_debugged = Tokens(DROPS_DEBUGGED_PER_S)
         self._limiter = Limiter()
+        self._said_often = Limiter(total=LOGGED_A_MINUTE, period=60.0)
         self._mqtt = payloads.MqttInfo(version=None, session_present=False)
         self._connections = 0
         self._subscriptions: dict[str, int | None] = {}
@@ -216,6 +223,8 @@ class Bridge:
         rival = store.get(RIVAL) or ""
         self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since, rival)
         self._saved_role = since, rival
+        self._waits_since: float | None = None
+        "Connected, and not active yet: since when."
         self._fenced = self.lease.yielded
         "Another bridge may be at work in our place: nothing new is sent."
         self._stall_drops = 0
@@ -345,7 +354,9 @@ class Bridge:
             try:
                 return UdpSocket.bind(wanted.host, wanted.port, received)
             except OSError as error:
-                raise PortUnusable(f"cannot listen on udp {wanted.listen}: {error.strerror}", "udp.listen") from None
+                holder = _holder(error, "udp", wanted.host, wanted.port)
+                message = f"cannot listen on udp {wanted.listen}: {error.strerror}{holder}"
+                raise PortUnusable(message, "udp.listen") from None
         udp = UdpSocket(inherited, received, inherited=True)
         if not udp.listens_on(wanted.host, wanted.port):
             log.warning(
@@ -369,7 +380,7 @@ class Bridge:
             what = error.strerror
             if error.errno is not None and error.errno > 0:  # else the name is not known
                 what = os.strerror(error.errno)  # `strerror` names the port again
-            message = f"cannot listen on tcp {wanted.listen}: {what}"
+            message = f"cannot listen on tcp {wanted.listen}: {what}{_holder(error, 'tcp', wanted.host, wanted.port)}"
             if self.udp is None or not self.udp.inherited:
                 raise PortUnusable(message, "http.listen") from None
             log.error("%s; going on without status page and metrics, since there are lines to be served", message)
@@ -394,6 +405,8 @@ class Bridge:
         end = loop.time() + SHUTDOWN_S
         self._stopping = True
         log.info("stopping")
+        if self.server.awaits_outcomes:
+            log.info("gateways have SMS whose outcome is not known yet: waiting for it for up to %.0f s", DRAIN_S)
         if self._timer is not None:
             self._timer.cancel()
         await self._hear_outcomes()
@@ -622,7 +635,8 @@ class Bridge:
 
     def _log_drop(self, data: bytes, address: Address, reason: str, now: float) -> None:
         """Strangers send as much as they like: few of their datagrams are logged, and none with its contents."""
-        if (count := self._drops.admit(address[0], now)) is not None:
+        told = reason == NOT_AUTHENTICATED  # by `Strangers`, in better words
+        if not told and (count := self._drops.admit((address[0], reason), now)) is not None:
             since = f" ({count - 1} more since this was logged last)" if count > 1 else ""
             log.warning("dropped %d bytes from %s:%d: %s%s", len(data), *address, reason, since)
         if log.isEnabledFor(logging.DEBUG) and self._drops_debugged.left(now):
@@ -709,6 +723,7 @@ class Bridge:
 
     def _ask(self, *, resumed: bool) -> None:
         """Whether another bridge serves our base topic."""
+        self._waits_since = self.clock.monotonic()
         self.lease.ask(self.clock.monotonic(), resumed=resumed)
         self._doubt_a_broker_that_forgets()
         self._question()
@@ -760,8 +775,10 @@ class Bridge:
             self.link.listen(on=True)  # not earlier: what was published before the question is the other one's
         if not begins:
             return
-        if self._fenced:
-            log.warning("this bridge serves %s now", self.topics.base)
+        if self._fenced or self._waits_since is not None:
+            level = logging.WARNING if self._fenced else logging.INFO
+            log.log(level, "this bridge serves %s now", self.topics.base)
+        self._waits_since = None
         self.lease.vouch(now)
         self._save_role()
         if self._fenced or self.lease.may_have_missed:
@@ -773,7 +790,20 @@ class Bridge:
         self._feed_all()
         self.pump()
 
+    def _tell_waiting(self, now: float) -> None:
+        if self._waits_since is None or now < self._waits_since + WAITING_S or self._stopping or self._stalled:
+            return
+        if self._looking:
+            why = "the broker has not said yet what other bridges published there"
+        elif self.lease.awaits_broker:
+            why = f"the broker has not acknowledged {self._own_topics[1]} yet"
+        else:
+            why = f"another bridge was there before, and has {ANSWER_S:.0f} s to answer"
+        if self._said_often.admit(("waiting", why), now) is not None:
+            log.info("waiting to become active on %s: %s. Commands wait; gateways are served", self.topics.base, why)
+
     def _stand_by(self) -> None:
+        self._waits_since = None
         self._fenced = True
         self._looking = False  # what was to be asked is answered
         self._save_role()
@@ -919,7 +949,8 @@ class Bridge:
         self._listening = True
         self.publisher.connected()
         self.publisher.say_only(())
-        self.lease.ask(self.clock.monotonic(), resumed=session_present)
+        self._waits_since = self.clock.monotonic()
+        self.lease.ask(self._waits_since, resumed=session_present)
         self._doubt_a_broker_that_forgets()
         self._looking = True
         if self.link is not None:
@@ -939,6 +970,7 @@ class Bridge:
     def disconnected(self, reason: str, *, closed: bool = True) -> bool:
         """The broker is gone; true when it has taken something that need not be sent again."""
         log.debug("the broker is gone: %s", reason)
+        self._waits_since = None
         now = self.clock.monotonic()
         closer = self.publisher.disconnected(now, closed=closed)
         if closer is not None and self.publisher.is_refused(closer.topic) and not self._stopping:
@@ -988,7 +1020,9 @@ class Bridge:
         """What happened in the core; of those who are not let in only a few are told."""
         now = self.clock.monotonic()
         for event in self.server.take_events():
-            if not isinstance(event, events.Unauthenticated):
+            if isinstance(event, events.KeepaliveIgnored):
+                self._moves.log_ignored(event, now)
+            elif not isinstance(event, events.Unauthenticated):
                 self._events.append(event)
                 if isinstance(event, events.LineMoved) and (moved := self._moves.notice(event, self.settings, now)):
                     self._notices.append(moved)
@@ -1073,6 +1107,7 @@ class Bridge:
     def _take_effect(self, batch: Batch) -> None:
         """The batch is on disk."""
         batch.committed()
+        self._log(batch)
         self._sendids_reserved = batch.sendids_reserved or self._sendids_reserved
         if batch.alive is not None:
             self._alive = batch.alive
@@ -1103,6 +1138,13 @@ class Bridge:
                 self._answer(order.n, *verdict)
         for name in sorted(batch.feed):
             self._feed(name)
+
+    def _log(self, batch: Batch) -> None:
+        now = self.clock.monotonic()
+        for level, text, key in batch.log:
+            count = 1 if key is None else self._said_often.admit(key, now)
+            if count is not None:
+                log.log(level, "%s%s", text, f" ({count} times since this was logged last)" if count > 1 else "")
 
     def _save_announced(self) -> None:
         """Write down which retained topics there are, before they are: whoever takes one away later has to know."""
@@ -1282,7 +1324,9 @@ class Bridge:
             else:
                 self._stall_drops += 1
         for event in self.server.take_events():
-            if not isinstance(event, events.Unauthenticated | events.LineChanged):  # too many, for too long
+            if isinstance(event, events.KeepaliveIgnored):
+                self._moves.log_ignored(event, now)
+            elif not isinstance(event, events.Unauthenticated | events.LineChanged):  # too many, for too long
                 self._events.append(event)
         self._send()
 
@@ -1333,6 +1377,7 @@ class Bridge:
         self._mind_the_clock()
         self._serve_if_free()
         self._save_role()
+        self._tell_waiting(now)
         self._tell_dropped()
         self._tell_overflow()
         self._mind_the_load()
@@ -1686,7 +1731,7 @@ class Bridge:
                 advice += ", or set homeassistant.discovery: false"
             if event_type == "publish_refused":
                 said = "" if code is None else f" ({code:#x})"
-                log.warning("%s: the broker %s%s: %s", item.topic, did, said, advice)
+                log.warning("%s: the broker %s%s: %s", mask_all(item.topic), did, said, advice)
             if isinstance(item, OutboxRow) and item.schema == "bridge_event":
                 continue  # telling it would be refused as well
             message = (
@@ -1720,6 +1765,11 @@ class PortUnusable(Exception):  # noqa: N818 - told to the user, not caught to g
         super().__init__(message)
         self.key = key
         "Of the configuration."
+
+
+def _holder(error: OSError, protocol: str, host: str, port: int) -> str:
+    holder = holders.of_port(protocol, host, port) if error.errno == errno.EADDRINUSE else ""
+    return f" by {holder}" if holder else ""
 
 
 class _PoisonError(Exception):

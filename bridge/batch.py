@@ -5,6 +5,7 @@ A batch whose transaction fails is thrown away as a whole, so nothing here may h
 
 import itertools
 import secrets
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +108,8 @@ class Batch:
     "Repeats of commands that have no result yet: number, Response Topic, correlation data."
     refresh: set[str] = field(default_factory=set)
     "Lines whose retained state is to be published again; `*` is all."
+    log: list[tuple[int, str, Hashable]] = field(default_factory=list)
+    "Level and text of what is to be logged, and a key where there may be many: of one key one is logged in a while."
     _seq: dict[str, int] = field(default_factory=dict)
     _foreign: set[str] = field(default_factory=set)
     "Of the topics in `_seq` those that others chose."
@@ -134,6 +137,10 @@ class Batch:
         """Append a message to the outbox."""
         kind = KINDS[payload_class]
         self.outbox.append((topic, kind.schema, kind.expiry_s, body, correlation, self.at))
+
+    def say(self, level: int, text: str, limited: Hashable = None) -> None:
+        """Log once the batch is on disk; never a number, a text or a password. `limited` as in `log`."""
+        self.log.append((level, text, limited))
 
     def count(self, line: str, what: str) -> None:
         """Add one to a line's traffic."""

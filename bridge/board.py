@@ -80,7 +80,15 @@ class Board:
         for line, online in batch.availability.items():
             if line not in self.settings.lines:
                 continue  # removed a moment ago
-            log.info("line %s is %s", line, "online" if online else "offline")
+            if online:
+                log.info("line %s is online", line)
+            else:
+                log.warning(
+                    "line %s is offline: nothing heard of it for %.0f s; check the gateway's power, network and SMS "
+                    "settings",
+                    line,
+                    self.settings.timing.offline_s,
+                )
             self._publisher.set_availability(self._topics.line(line, "availability"), online)
         for line, (sender, text) in batch.sms_last.items():
             self._publish_sms_last(line, sender, text, batch.wall)

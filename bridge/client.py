@@ -308,3 +308,9 @@ def _embedded_port(settings: Settings) -> int:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def reason(error: dict[str, Any]) -> str:
+    """The `error` of a fact for people; an older bridge does not say what a code means."""
+    code, text = error.get("code"), error.get("meaning") or error.get("text")
+    return f"{text}" if code is None else f"{code}, {text}"

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge import __version__, terminal
+from bridge import __version__, holders, terminal
 from bridge import client as mqtt
 from bridge import settings as configuration
 from bridge.broker import NO_BROKER, find_mosquitto
@@ -281,7 +281,8 @@ def _examine_udp(settings: Settings, report: Report, *, running: bool) -> None:
         elif error.errno == errno.EADDRINUSE:
             advice = f"Stop it, or choose another port: ss -ulpn | grep {udp.port}; a goip-bridge that is starting "
             advice += "again holds it too: look into its log"
-            report.problem(what, f"UDP {udp.listen} is in use by another program", advice)
+            holder = holders.of_port("udp", udp.host, udp.port) or "another program"
+            report.problem(what, f"UDP {udp.listen} is in use by {holder}", advice)
         else:
             advice = "Use 0.0.0.0 for all addresses of this machine, and a port above 1023"
             report.problem(what, f"cannot listen on UDP {udp.listen}: {error.strerror}", advice)
@@ -305,7 +306,8 @@ def _examine_http(settings: Settings, report: Report, *, running: bool) -> None:
             report.ok(what, f"TCP {http.listen} is in use, as it should be while the bridge runs")
         elif error.errno == errno.EADDRINUSE:
             advice = f"Stop it, or choose another port: ss -tlpn | grep {http.port}"
-            report.problem(what, f"TCP {http.listen} is in use by another program", advice)
+            holder = holders.of_port("tcp", http.host, http.port) or "another program"
+            report.problem(what, f"TCP {http.listen} is in use by {holder}", advice)
         else:
             advice = "Use 127.0.0.1, or 0.0.0.0 for all addresses of this machine, and a port above 1023"
             report.problem(what, f"cannot listen on TCP {http.listen}", advice)

@@ -4,6 +4,8 @@
 either in the store or comes again. What a gateway has to do for it is an `Order`, carried out after the commit as well.
 """
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +66,10 @@ class Answers:
 
     def give(self, batch: Batch, command: CommandRow, code: Code, message: str, data: dict[str, Any]) -> None:
         """Answer an accepted command, and those of its repeats that wait."""
+        if code != "ok" and command.target != "bridge":  # those of the bridge say it themselves
+            why = "" if code == "gateway_refused" else f": {message}"  # its words may hold a number or a text
+            what = f"{command.target}: command {commands.command_path(command.path)} failed: {code}"
+            batch.say(logging.INFO, f"{what}{why}", what)
         outcome = {"code": code, "message": message, "data": data, "warnings": orjson.loads(command.warnings)}
         self._store.set_result(command.n, payloads.encode(outcome))
         self._publish(batch, command, outcome, command.response_topic, command.correlation, duplicate=False)
@@ -210,9 +216,20 @@ class Intake:
         try:
             self._accept(message, topic, response_topic, warnings, batch)
         except CommandError as error:
+            self._log_refusal(batch, topic, error)
             id = commands.read_id(topic.path, message.payload)
             row = self._row(message, topic, id, "", response_topic, batch)
             self._answers.give_once(batch, row, error.code, error.message, {}, warnings)
+
+    def _log_refusal(self, batch: Batch, topic: CommandTopic, error: CommandError) -> None:
+        """Names that the caller made up may hold a number or a text: those of lines, commands and keys."""
+        on_bridge = topic.target == "bridge"
+        who = topic.target if on_bridge or topic.target in self.settings.lines else "a line that is not configured"
+        known = commands.BRIDGE_COMMANDS if on_bridge else commands.LINE_COMMANDS
+        path = commands.command_path(topic.path)
+        what = f"command {path}" if path in known else "a command"
+        why = f": {_without_values(error.message)}" if error.code != "unknown_line" else ""
+        batch.say(logging.INFO, f"{who}: {what} refused: {error.code}{why}", (who, what, error.code, error.message))
 
     def give_up(self, message: Incoming, batch: Batch) -> None:
         """Answer a command that made us fail, without looking at it more closely."""
@@ -360,6 +377,9 @@ class Intake:
         listed = [self._queue(accepted, command, recipient, job, batch) for recipient in recipients]
         data |= {"job": job, "msgs": listed[:MAX_LISTED]}
         batch.feed.add(row.target)
+        which = f"job {job}" if job is not None else listed[0]["msg"]
+        waits = "; the line is offline, so it waits" if "line_offline" in warnings else ""
+        batch.say(logging.INFO, f"{row.target}: queued {count} SMS, {which}{waits}")
         self._answers.give(batch, accepted, "ok", f"Queued {count} SMS.", data)
 
     def _looked_up(self, command: commands.Sms, target: str, warnings: list[str]) -> list[commands.Recipient]:
@@ -505,6 +525,11 @@ def receiver_number(command: commands.SelfTest, receiver: Line) -> str | None:
         return command.number or numbers.normalise(receiver.number or "")
     except ValueError:
         return None
+
+
+def _without_values(message: str) -> str:
+    """What a refusal says, without the keys that it quotes and what may be a phone number."""
+    return re.sub(r"[0-9]{5,}+(?! bytes| recipients)", "…", re.sub(r'"(?:[^"\\]|\\.)*"', '"…"', message))
 
 
 def _is_pool(target: str) -> bool:

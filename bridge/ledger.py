@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import Any
 
-from bridge import __version__, numbers, payloads
+from bridge import __version__, causes, numbers, payloads
 from bridge.batch import Batch
 from bridge.chores import Chore
 from bridge.goip import events, wire
@@ -18,6 +18,7 @@ from bridge.goip.events import Address
 from bridge.goip.line import Line, Proof
 from bridge.goip.selftest import SelfTest
 from bridge.goip.server import LineMemory, SmsServer
+from bridge.goip.session import TOO_MANY
 from bridge.intake import Answers
 from bridge.segments import segment
 from bridge.settings import Settings
@@ -62,9 +63,10 @@ _TRAFFIC = {
     "unknown": "unknown",
 }
 
-AMBIGUOUS = frozenset((38, 41, 42, 47, 111, 127, 332, 500))
-"Causes after which the network may have taken the SMS all the same (docs/protocol.md §4.5)."
-_PASSING = frozenset((38, 41, 42, 47, 331, 332, 500))
+_QUOTABLE = re.compile(
+    rf"GSM_LOGOUT|SENDID|PASSWORD|{TOO_MANY}|no answer to [A-Z]+|its time was over before SEND could leave"
+)
+"Reasons that the log may quote: what else a gateway says may hold a number or a text."
 
 
 def address_text(address: Address) -> str:
@@ -254,6 +256,7 @@ class Ledger:
             raw_hex=event.raw.hex() if event.raw is not None else None,
         )
         batch.sms_last[event.line] = (number, event.text)
+        batch.say(logging.INFO, f"{event.line}: SMS received, {len(event.text)} characters")
         batch.count(event.line, "received")
 
     def _call(self, event: events.CallEvent, batch: Batch, _now: float) -> None:
@@ -321,23 +324,28 @@ class Ledger:
         row = self._store.sms(event.msg)
         if row is not None and event.of is not None and event.of != (row.sendid, row.telid):
             return  # of an earlier submission: it says nothing of the one under way
-        ambiguous = event.submitted and (event.code is None or event.code in AMBIGUOUS or event.repeated)
+        cause = causes.of_errorstatus(event.code) if event.code is not None else None
+        ambiguous = event.submitted and (cause is None or cause.ambiguous or event.repeated)
         ambiguous = ambiguous or (row is not None and bool(row.doubted))
         error = payloads.Error(
             code=event.code,
             text=event.text,
-            retryable=event.code is None or event.code in _PASSING,
+            cause=cause.word if cause is not None else None,
+            meaning=cause.meaning if cause is not None else None,
+            retryable=cause is None or cause.passing,
             ambiguous=ambiguous,
         )
         evidence = "errorstatus" if event.submitted else None
-        self._move_number(batch, event.msg, "failed", error=error, evidence=evidence)
+        ours = event.text if not event.submitted else None
+        self._move_number(batch, event.msg, "failed", error=error, evidence=evidence, quoted=ours)
 
     def _sms_unknown(self, event: events.SmsUnknown, batch: Batch, _now: float) -> None:
         self._move_number(batch, event.msg, "unknown", evidence=event.evidence)
 
     def _sms_requeued(self, event: events.SmsRequeued, batch: Batch, _now: float) -> None:
         error = payloads.Error(code=None, text=event.reason, retryable=True, ambiguous=False)
-        self._move_number(batch, event.msg, "queued", error=error)
+        ours = event.reason if _QUOTABLE.fullmatch(event.reason) else None
+        self._move_number(batch, event.msg, "queued", error=error, quoted=ours)
 
     def _sms_expired(self, event: events.SmsExpired, batch: Batch, _now: float) -> None:
         if row := self._store.sms(event.msg):
@@ -356,8 +364,11 @@ class Ledger:
         *,
         error: payloads.Error | None = None,
         evidence: str | None = None,
+        quoted: str | None = "",
     ) -> bool:
-        """Take an SMS to another state and say so; false when that may not follow its present one."""
+        """Take an SMS to another state and say so; false when that may not follow its present one. `quoted` is what the
+        log may quote of an error without a code: None for nothing, empty for its text.
+        """
         if state not in _FOLLOWS.get(row.state, ()):
             return False
         self._store.update_sms(row.n, state=state, changed=batch.at, **changes)
@@ -369,7 +380,27 @@ class Ledger:
             batch.feed.add(row.line)
         if state == "queued" and row.job is not None:
             self._store.reopen_job(row.job)
+        self._say(batch, row, error, evidence, quoted)
         return True
+
+    @staticmethod
+    def _say(batch: Batch, row: SmsRow, error: payloads.Error | None, evidence: str | None, quoted: str | None) -> None:
+        """One line of the log for each outcome, without number and text."""
+        why = f" (evidence: {evidence})" if row.state == "unknown" else ""
+        if error is not None:
+            if error.code is not None:
+                why = f": {error.code}, {error.meaning}"
+            elif quoted is not None:
+                why = f": {quoted or error.text}"
+            else:
+                why = ", with words of the gateway: they are in error.text of its fact"
+            why += "; it may have gone out all the same" if error.ambiguous else ""
+        if row.state == "sending":
+            batch.say(logging.DEBUG, f"{row.line}: SMS {row.msg} is handed to the gateway")
+        elif row.state == "queued":  # on a line without network again and again
+            batch.say(logging.INFO, f"{row.line}: SMS {row.msg} is queued again{why}", (row.line, why))
+        else:
+            batch.say(logging.INFO, f"{row.line}: SMS {row.msg} {row.state}{why}")
 
     def delivery(
         self, batch: Batch, row: SmsRow, *, error: payloads.Error | None = None, evidence: str | None = None
@@ -769,7 +800,15 @@ def same_number(one: str, other: str) -> bool:
 
 
 def _report_error(state: int) -> payloads.Error | None:
-    """Why, for the TP-Status of a report (3GPP 23.040 §9.2.3.15); from 96 on the network gave up, but may not later."""
+    """Why, for the TP-Status of a report."""
     if state == 0:
         return None
-    return payloads.Error(code=state, text=f"TP-Status {state}", retryable=state >= 96, ambiguous=False)
+    cause = causes.of_report(state)
+    return payloads.Error(
+        code=state,
+        text=f"TP-Status {state}",
+        cause=cause.word,
+        meaning=cause.meaning,
+        retryable=cause.passing,
+        ambiguous=False,
+    )

@@ -316,7 +316,7 @@ class Board:
         told = ("line", "from", "to", "number", "code", "text", "message", "cause")
         details = [str(fields[key]) for key in told if fields.get(key) is not None]
         if fields.get("error"):
-            details.append(str(fields["error"].get("text")))
+            details.append(mqtt.reason(fields["error"]))
         text.append(f" {' · '.join(details)}")
         self._facts.append(text)
         if self.on_fact is not None:

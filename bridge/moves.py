@@ -9,6 +9,8 @@ from bridge.settings import Settings
 
 MOST = 6
 "Told of one line in ten minutes."
+LOGGED_A_MINUTE = 30
+"Keepalives that are not believed: somebody may replay those of all lines."
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,8 @@ class Moves:
 
     def __init__(self) -> None:
         self._limiters: dict[str, Limiter] = {}
+        self._ignored: dict[str, Limiter] = {}
+        self._logged = Limiter(total=LOGGED_A_MINUTE, period=60.0)
 
     def notice(self, event: events.LineMoved, settings: Settings, now: float) -> dict[str, object] | None:
         """The fields of a fact on `bridge/event`, or None when there is nothing to be told."""
@@ -42,6 +46,28 @@ class Moves:
             "address": address_text(event.address),
             "count": count,
         }
+
+    def log_ignored(self, event: events.KeepaliveIgnored, now: float) -> None:
+        """Log why the line stays where it is: each sender once in ten minutes, and few of a line in all."""
+        count = self._ignored.setdefault(event.line, Limiter(total=MOST)).admit(event.address, now)
+        if count is None or self._logged.admit((event.line, event.address), now) is None:
+            return
+        here, there = address_text(event.address), address_text(event.believed)
+        why = (
+            "its place was claimed from elsewhere a moment ago"
+            if event.contested
+            else f"its count, {event.count}, is not beyond {event.believed_count}, as that of a copy"
+        )
+        log.warning(
+            "line %s: a keepalive from %s, with its password, is not believed: the line is at %s, and %s. A gateway "
+            "that has restarted at another address or port is believed when nothing comes from there for %.0f s more%s",
+            event.line,
+            here,
+            there,
+            why,
+            event.silence,
+            f" ({count} times since this was logged last)" if count > 1 else "",
+        )
 
 
 def _message(event: events.LineMoved) -> str:

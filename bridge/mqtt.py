@@ -40,7 +40,8 @@ BATCH = 256  # packets read before other tasks get a turn
 BATCH_BYTES = 1 << 20  # and their payloads
 EARLY, EARLY_BYTES = 1000, 4 << 20  # messages with QoS 0, and bytes, kept until the subscriptions are answered
 WINDOW = 100  # publications in flight: with fewer we wake up more often, with more nothing is gained
-REPEAT_WARNING_S = 60.0
+REPEAT_WARNING_S = 300.0
+"A trouble that lasts is logged again this often."
 MOST_WARNED = 100
 QUICK_CLOSES = 3  # docs/contract.md §5: so many in a row are a takeover
 REFUSED = 0x80
@@ -215,6 +216,8 @@ class MqttLink:
         self._told = False  # the broker said that we were taken over; we did not just guess it
         self._takeovers = 0
         self._warned: dict[str, float] = {}
+        self._away_since: float | None = None
+        "When the broker was lost, or not reached for the first time."
         self._mute_before = 0.0  # on the connections since the last PUBACK
         self._retained_will = True
         self.trouble = ""
@@ -339,7 +342,7 @@ class MqttLink:
                 "retain_available true) and QoS 1 (max_qos 1 or 2)"
             )
             self.trouble = reason
-        self._warn(f"{self._config.address}: {reason}")
+        self._warn(f"{self._config.address}: {reason}", connection)
         progress = connection.ready and self._handler.disconnected(connection.reason, closed=connection.closed)
         if self._taken_over(connection, progress):
             return self._takeover_wait()
@@ -380,14 +383,18 @@ class MqttLink:
         self._handler.takeover()
         return delay
 
-    def _warn(self, text: str) -> None:
+    def _warn(self, text: str, connection: "_Connection") -> None:
         now = asyncio.get_running_loop().time()
+        if self._away_since is None or connection.age is not None:
+            self._away_since = now
         repeated = now - self._warned.get(text, -REPEAT_WARNING_S) < REPEAT_WARNING_S
         if not repeated:
             if len(self._warned) >= MOST_WARNED:
                 self._warned.clear()
             self._warned[text] = now
-        log.log(logging.DEBUG if repeated else logging.WARNING, "%s", text)
+        away = now - self._away_since
+        since = f"; without a broker for {away / 60:.0f} min, facts wait in the store" if away >= 60 else ""
+        log.log(logging.DEBUG if repeated else logging.WARNING, "%s%s", text, since)
 
 
 class _Versions:
@@ -1118,7 +1125,16 @@ def tls_context(config: LinkConfig) -> ssl.SSLContext:
 def _explain(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"{error.verify_message}; check mqtt.ca_file and mqtt.server_name"
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLError):
+        return f"{text}; does the broker speak TLS on this port? check mqtt.url"
+    if isinstance(error, socket.gaierror):
+        return f"{text}; check the host in mqtt.url, and the name server"
+    if isinstance(error, TimeoutError):
+        return f"{text}; check mqtt.url, the network and the firewall between"
+    if isinstance(error, OSError):
+        return f"{text}; is a broker running there? check mqtt.url"
+    return text
 
 
 def _in_thread(work: Callable[[], None], abandoned: Callable[[], None]) -> asyncio.Future[None]:

@@ -10,6 +10,7 @@ import unicodedata
 import phonenumbers
 
 _PUNCTUATION = str.maketrans("", "", " -./()")
+_LONG_NUMBER = re.compile(r"\+?\d(?:[ /()-]{0,2}\d){6,}")
 _DIALLABLE = re.compile(r"\+?[0-9*#]{1,32}")
 _BRACKETED_ZERO = re.compile(r"\([ \-./]*(0)")
 "A bracket that begins with a zero: often the trunk prefix, which is not dialled behind a country code."
@@ -167,3 +168,8 @@ def mask(number: str) -> str:
     """The number with all but its last three characters hidden; short ones are hidden whole."""
     shown = 3 if len(number) > 6 else 0
     return "*" * (len(number) - shown) + number[len(number) - shown :]
+
+
+def mask_all(text: str) -> str:
+    """The text with whatever may be a phone number masked."""
+    return _LONG_NUMBER.sub(lambda found: mask(found.group()), text)

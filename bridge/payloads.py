@@ -75,6 +75,10 @@ class Error:
     "The gateway's errorstatus, or the TP-Status of an undelivered SMS; null when it gave words only."
     text: str
     "The gateway's words, or ours."
+    cause: str | None = None
+    "What the code means, as a word of docs/causes.md; null without a code."
+    meaning: str | None = None
+    "The same for people; null without a code."
     retryable: bool
     "Sending it again later may work."
     ambiguous: bool

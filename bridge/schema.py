@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from bridge import payloads
+from bridge import causes, payloads
 from bridge.commands import BRIDGE_COMMANDS, LINE_COMMANDS, Command
 from bridge.config_cli import config_schema
 from bridge.intake import SELFTEST_VERDICTS
@@ -172,8 +172,17 @@ def _delivery(event_type: payloads.DeliveryType, **changes: Any) -> Delivery:
     return Delivery(**_FACT, event_type=event_type, **usual | changes)
 
 
-def _error(code: int | None, text: str, *, retryable: bool = False, ambiguous: bool = False) -> payloads.Error:
-    return payloads.Error(code=code, text=text, retryable=retryable, ambiguous=ambiguous)
+def _error(code: int | None, text: str, cause: causes.Cause | None = None, *, passing: bool = False) -> payloads.Error:
+    word, meaning, ambiguous, passing = cause or (None, None, False, passing)
+    return payloads.Error(code=code, text=text, cause=word, meaning=meaning, retryable=passing, ambiguous=ambiguous)
+
+
+def _failed(code: int) -> payloads.Error:
+    return _error(code, f"errorstatus:{code}", causes.of_errorstatus(code))
+
+
+def _undelivered(status: int) -> payloads.Error:
+    return _error(status, f"TP-Status {status}", causes.of_report(status))
 
 
 def _event(event_type: str, **fields: Any) -> Json:
@@ -267,11 +276,11 @@ def _examples() -> dict[type, tuple[object, ...]]:
             _delivery("sending", job=f"{_RUN}-11"),
             _delivery("sent", sms_no=4, evidence="ok"),
             _delivery("delivered", sms_no=4, evidence="report"),
-            _delivery("undelivered", sms_no=4, error=_error(70, "TP-Status 70"), evidence="report"),
-            _delivery("failed", error=_error(28, "errorstatus:28"), evidence="errorstatus"),
-            _delivery("failed", error=_error(38, "errorstatus:38", retryable=True, ambiguous=True)),
+            _delivery("undelivered", sms_no=4, error=_undelivered(70), evidence="report"),
+            _delivery("failed", error=_failed(28), evidence="errorstatus"),
+            _delivery("failed", error=_failed(38)),
             _delivery("unknown", evidence="silence"),
-            _delivery("queued", error=_error(None, "GSM_LOGOUT", retryable=True)),
+            _delivery("queued", error=_error(None, "GSM_LOGOUT", passing=True)),
             _delivery("expired", attempt=0),
             _delivery("cancelled", attempt=0),
             _delivery("delivered", msg=None, cmd=None, sms_no=9, attempt=0, evidence="report"),

@@ -110,9 +110,8 @@ class Sms:
         words = WORDS.get(self.state, self.state)
         if not self.error:
             return words
-        code = "" if self.error.get("code") is None else f", code {self.error['code']}"
         ambiguous = "; it may have gone out all the same" if self.error.get("ambiguous") else ""
-        return f"{words} ({self.error.get('text')}{code}{ambiguous})"
+        return f"{words}: {mqtt.reason(self.error)}{ambiguous}"
 
 
 @dataclass(slots=True)

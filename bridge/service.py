@@ -14,8 +14,8 @@ from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.health import HealthSocket, socket_path
 from bridge.settings import BrokerUrl, ConfigError, Settings
 from bridge.store import Store, StoreError, StoreUnusable
-from bridge.supervisor import RESTART, Keeper
-from bridge.terminal import say
+from bridge.supervisor import CLOSED, RESTART, Keeper
+from bridge.terminal import ControllingTerminal, say
 from bridge.udp import UdpSocket
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,20 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
     loop = asyncio.get_running_loop()
     if keeper.lifeline is not None:
         loop.add_reader(keeper.lifeline, os._exit, 1)
+    # The supervisor minds the terminal for its worker.
+    terminal = ControllingTerminal() if keeper.lifeline is None else None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+
+    def stop_with_terminal() -> None:
+        log.warning("%s", CLOSED)
+        stop.set()
+
+    def look_at_terminal() -> None:
+        if terminal is not None and terminal.look():
+            stop_with_terminal()
+        elif terminal is not None and terminal.watched:
+            loop.call_later(terminal.LOOK_S, look_at_terminal)
 
     def serving(udp: UdpSocket) -> None:
         keeper.serving(udp.socket)
@@ -69,7 +81,15 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
         bridge = Bridge(settings, store, reload)
         if broker is not None and broker.pid is None:
             bridge.mqtt_version = "3.1.1"  # amqtt leaves a client that asks for MQTT 5 without an answer
-        loop.add_signal_handler(signal.SIGHUP, bridge.reload_on_signal)
+
+        def hang_up() -> None:
+            if terminal is not None and terminal.hung_up():
+                stop_with_terminal()
+            else:
+                bridge.reload_on_signal()
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        look_at_terminal()
         bridge.can_restart = keeper.restarts
         health = HealthSocket(socket_path(settings.store.path), lambda: status.healthy(bridge))
         health.start()
@@ -77,6 +97,7 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
             await bridge.run(stop, address, keeper.held, serving)
         finally:
             health.close()
+        log.info("stopped")
         if bridge.restart_asked:
             return RESTART
     except (StoreUnusable, BrokerError) as error:

@@ -7,7 +7,6 @@ text of an SMS or a whole phone number.
 
 import asyncio
 import itertools
-import re
 from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,7 +18,7 @@ from bridge import __version__, payloads, states
 from bridge.batch import Batch
 from bridge.goip.line import Line
 from bridge.lease import Role
-from bridge.numbers import mask
+from bridge.numbers import mask, mask_all
 from bridge.payloads import timestamp
 from bridge.store import OutboxRow
 
@@ -35,7 +34,6 @@ STUCK_S = 10.0
 "Regular work is done every second; without it for so long the process is not alive."
 SLICE = 100
 "Lines described at once; between slices datagrams get their turn."
-_LONG_NUMBER = re.compile(r"\+?\d(?:[ /()-]{0,2}\d){6,}")
 
 Check = dict[str, Any]
 "`ok` and `reason`."
@@ -142,7 +140,7 @@ def _details(kind: str, said: dict[str, Any]) -> dict[str, Any]:
                 "to": _masked(said["to"]),
                 **told,
                 "code": error.get("code"),
-                "message": _scrubbed(error.get("text")),
+                "message": error.get("meaning") or _scrubbed(error.get("text")),
             }
         case "call":
             told = {key: said[key] for key in ("direction", "duration_s")}
@@ -168,7 +166,7 @@ def _masked(number: str | None) -> str | None:
 
 def _scrubbed(text: str | None) -> str | None:
     """Words of gateways, and ids that strangers claim, with whatever may be a phone number masked."""
-    return None if text is None else _LONG_NUMBER.sub(lambda found: mask(found.group()), text)
+    return None if text is None else mask_all(text)
 
 
 # -- whether it works ------------------------------------------------------------------------------------------------

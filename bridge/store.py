@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bridge import holders
 from bridge.ballast import Ballast, open_private
 from bridge.goip.line import Proof
 from bridge.goip.server import LineMemory
@@ -158,7 +159,7 @@ class StoreUnusable(Exception):  # noqa: N818 - not an error to catch and go on
 
 
 _ADVICE = {
-    sqlite3.SQLITE_BUSY: "another bridge uses it: stop that one, or give this one a store of its own",
+    sqlite3.SQLITE_BUSY: "uses it: stop that one, or give this one a store of its own",
     sqlite3.SQLITE_CORRUPT: "it is damaged: restore a backup, or move it away to begin anew",
     sqlite3.SQLITE_NOTADB: "it is no store of this program, or damaged: name another file, or restore a backup",
     sqlite3.SQLITE_FULL: "free space on its disk",
@@ -249,7 +250,10 @@ class Store:
             advice = _ADVICE[sqlite3.SQLITE_FULL] if error.errno == errno.ENOSPC else _WRITABLE
             raise StoreUnusable(f"{error.filename or path}: {error.strerror}; {advice}") from None
         except sqlite3.Error as error:
-            advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, _WRITABLE)
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            advice = _ADVICE.get(code, _WRITABLE)
+            if code == sqlite3.SQLITE_BUSY:
+                advice = f"{holders.of_lock(path) or 'another bridge'} {advice}"
             raise StoreUnusable(f"{path}: {error}; {advice}") from None
 
     def _open(self) -> None:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
-from bridge.terminal import LogFormatter
+from bridge.terminal import ControllingTerminal, LogFormatter
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ LOOKS = 12
 "How often we look at the worker in that time."
 RESTART = 75
 "Exit code of a worker that is to be started again because somebody asked for it (EX_TEMPFAIL of sysexits.h)."
+CLOSED = "the terminal was closed: stopping. To go on without one, run it as a service, or with nohup"
 SYSTEMD_FIRST_FD = 3
 "SD_LISTEN_FDS_START."
 NOTIFY_S = 5.0
@@ -130,10 +131,14 @@ class Supervisor:
         self._kill_at: float | None = None
         "Set when we were told to stop."
         self._killed = False
+        self._terminal = ControllingTerminal()  # before SIGHUP gets a handler
+        self._looked = time.monotonic()
         self._wakeup = _wake_up_on(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT, or until the first worker ends before it served; the exit code."""
+        """Until SIGTERM or SIGINT, until the terminal is closed, or until the first worker ends before it served; the
+        exit code.
+        """
         pauses = _pauses(self._longest_pause_s)
         while True:
             started = time.monotonic()
@@ -206,13 +211,25 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             for number in self._wakeup.recv(4096):
                 self._take(signal.Signals(number))
+        if time.monotonic() - self._looked >= ControllingTerminal.LOOK_S:
+            self._looked = time.monotonic()
+            if self._terminal.look():
+                self._stop(CLOSED)
 
     def _take(self, number: signal.Signals) -> None:
         if number == signal.SIGCHLD:
             self._reap()
+        elif number == signal.SIGHUP and self._terminal.hung_up():
+            self._stop(CLOSED)
         elif number == signal.SIGHUP:
             self._reload = not (self._serving and self._signal(number))
-        elif number in (signal.SIGTERM, signal.SIGINT) and self._kill_at is None:
+        elif number in (signal.SIGTERM, signal.SIGINT):
+            self._stop()
+
+    def _stop(self, why: str = "") -> None:
+        if self._kill_at is None:
+            if why:
+                log.warning("%s", why)
             self._systemd.notify("STOPPING=1")
             self._kill_at = time.monotonic() + self._stop_s
             self._signal(signal.SIGTERM)

@@ -10,7 +10,9 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
@@ -145,6 +147,60 @@ def console() -> "Console":
             )
 
     return CleanConsole(highlight=False, markup=False, emoji=False)
+
+
+class ControllingTerminal:
+    """The terminal that the program was started from. SIGHUP says that it was closed, or asks a service to reload.
+
+    A program whose terminal is closed with a SIGHUP has to end: it would go on unseen, with its port and its store.
+    When there is no SIGHUP, somebody let it go on purpose (`disown`). From then on, as for a program that never had a
+    terminal or was started with `nohup`, SIGHUP only reloads.
+    """
+
+    LOOK_S = 5.0
+    "How often to `look`."
+    GRACE_S = 12.0
+    "More than two looks: terminals and shells may send SIGHUP before they go."
+
+    def __init__(self) -> None:
+        self._file: int | None = None
+        self._signalled = float("-inf")
+        self._missed = 0
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            return  # nohup
+        with contextlib.suppress(OSError):  # a service, or a container
+            self._file = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+
+    @property
+    def watched(self) -> bool:
+        """There is one, as far as was known at the last look."""
+        return self._file is not None
+
+    def hung_up(self) -> bool:
+        """SIGHUP came: whether that is because the terminal was closed."""
+        self._signalled = time.monotonic()
+        return self._file is not None and self._is_gone(self._file)
+
+    def look(self) -> bool:
+        """Whether the terminal was closed soon after a SIGHUP."""
+        if self._file is None or not self._is_gone(self._file):
+            self._missed = 0
+            return False
+        if time.monotonic() - self._signalled <= self.GRACE_S:
+            return True
+        self._missed += 1
+        if self._missed > 1:  # once may be just before the signal
+            os.close(self._file)
+            self._file = None
+        return False
+
+    @staticmethod
+    def _is_gone(file: int) -> bool:
+        try:
+            os.tcgetpgrp(file)
+        except OSError:  # EIO, or ENOTTY
+            return True
+        return False
 
 
 class LogFormatter(logging.Formatter):

@@ -28,7 +28,7 @@ from bridge.limits import BURST_S, SOURCE_PER_S
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.status import ready
-from bridge.store import Store
+from bridge.store import OutboxRow, Store
 
 
 @pytest.fixture
@@ -624,3 +624,15 @@ async def test_who_serves_again_says_all_again_as_another_one_said_it_meanwhile(
     bridge.subscribed({bridge.topics.filters()[0]: 1})
     acknowledge()
     assert retained(link.published[before:]) == ours
+
+
+async def test_a_number_in_a_topic_that_the_broker_refuses_is_masked_in_the_log(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    bridge = make(store)
+    for topic in ("goip/l0/cmd/sms/004915112345678", "reply/+49 151/12345678", "goip/l0/sms/in"):
+        row = OutboxRow(n=1, topic=topic, schema="result", expiry_s=1, body=b"{}", correlation=None, at=0.0)
+        bridge._tell_refused([(row, 0x87)], 0.0)
+    assert bridge._notices[0]["topic"] == "goip/l0/cmd/sms/004915112345678"
+    assert "12345678" not in caplog.text
+    assert "goip/l0/sms/in: the broker refused this publish" in caplog.text

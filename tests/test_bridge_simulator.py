@@ -5,6 +5,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bridge.sim.options import LineOptions
 from bridge.sim.profiles import PROFILES
 from bridge.sim.run import SimOptions, Simulator
 from broker_fixture import Broker
-from harness import BridgeProcess, Watcher, bridge_config, running, sweep, watching
+from harness import BridgeProcess, Watcher, bridge_config, free_udp_port, running, sweep, watching
 
 _numbers = itertools.count(1)
 
@@ -28,7 +29,14 @@ async def _swept(broker: Broker) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def simulated(
-    broker: Broker, directory: Path, *, lines: int = 1, faults: Faults | None = None, profile: str = "spec", **more: Any
+    broker: Broker,
+    directory: Path,
+    *,
+    lines: int = 1,
+    faults: Faults | None = None,
+    profile: str = "spec",
+    port_base: int | None = None,
+    **more: Any,
 ) -> AsyncIterator[tuple[BridgeProcess, Simulator, Watcher, list[str]]]:
     prefix = f"s{next(_numbers)}-"
     ids = [f"{prefix}{number}" for number in range(1, lines + 1)]
@@ -38,6 +46,7 @@ async def simulated(
         id=f"{prefix}%d", password="password%d", profile=PROFILES[profile], keepalive=1.0, time_scale=20.0
     )
     options = SimOptions(
+        port_base=port_base,
         server=("127.0.0.1", int(config["udp"]["listen"].rpartition(":")[2])),
         lines=lines,
         line=line,
@@ -262,3 +271,19 @@ async def test_a_call_is_told_step_by_step(broker: Broker, tmp_path: Path) -> No
         await watcher.until(f"goip/{id}/state", lambda seen: seen.json["call"]["number"] is None, count=2)
         states = [seen.json["call"]["state"] for seen in watcher.on(f"goip/{id}/state")]
         assert [state for state, _ in itertools.groupby(states)][-3:] == ["ringing", "active", "idle"]
+
+
+async def test_a_simulator_that_is_started_again_has_its_line_at_once(broker: Broker, tmp_path: Path) -> None:
+    """From the same port it is a box that restarted; from another one the bridge could not tell it from a stranger."""
+    async with simulated(broker, tmp_path, port_base=free_udp_port() - 1) as (bridge, simulator, watcher, [id]):
+        await simulator.wait_for(lambda: simulator.counts["in"] > 5, 20)  # a count beyond the first ones
+        await simulator.stop()
+        async with Simulator(simulator.options) as again:
+            await bridge.logged(f"line {id}: the gateway restarted")
+            await watcher.publish(f"goip/{id}/cmd/sms", {"to": "+491511", "text": "still there?"})
+            await again.wait_radio("submit", within=20)
+        elsewhere = Simulator(replace(simulator.options, port_base=None))
+        async with elsewhere:
+            await bridge.logged(
+                f"line {id}: a keepalive from 127.0.0.1:{elsewhere.ports[0]}, with its password, is not"
+            )

@@ -76,7 +76,7 @@ class World:
             self.until("goip/bridge/availability", "online")
             radio = ("--wait", "0.2", "--time-scale", "5", "--radio-log", "radio.jsonl")
             busy = ("--sms-every", "1", "--call-every", "2", "--keepalive", "1")
-            self._start("sim", "--server", f"127.0.0.1:{port}", "--lines", "2", *radio, *busy)
+            self._start("sim", "--server", f"127.0.0.1:{port}", "--port-base", "0", "--lines", "2", *radio, *busy)
             for line in ("goip1", "goip2"):
                 self.until(f"goip/{line}/availability", "online")
             for topic in ("goip/goip1/state", "goip/goip1/stats", "goip/goip1/sms/in"):

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from bridge import __main__ as command_line
-from bridge import commands, intake, payloads, schema
+from bridge import causes, commands, intake, payloads, schema
 from bridge.mqtt import TWIN_ADVICE
 from bridge.settings import Settings, load, load_with_origins
 from bridge.store import MIGRATIONS
@@ -266,6 +266,15 @@ def warning_words() -> set[str]:
 def in_contract(topic: str) -> bool:
     shown = topic.replace("{line}", "<id>").replace("{job}", "<job>")
     return f"`{shown}`" in CONTRACT or "{" in shown or not shown
+
+
+def test_causes_are_those_of_the_code() -> None:
+    written = list(rows((ROOT / "docs/causes.md").read_text()))
+    table = [*causes.ERRORSTATUS.items(), *causes.TP_STATUS.items()]
+    assert written == [
+        [str(code), f"`{cause.word}`", cause.meaning, *("yes" if mark else "" for mark in cause[2:])]
+        for code, cause in table
+    ]
 
 
 # -- the configuration ----------------------------------------------------------------------------------------------

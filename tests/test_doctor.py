@@ -198,9 +198,8 @@ def test_a_udp_port_of_another_program_is_a_problem(tmp_path):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        assert problem_texts(examine(tmp_path, udp={"listen": listen})) == [
-            f"udp.listen: UDP {listen} is in use by another program"
-        ]
+        [found] = problem_texts(examine(tmp_path, udp={"listen": listen}))
+        assert found.startswith(f"udp.listen: UDP {listen} is in use by process {os.getpid()} (")
 
 
 def test_an_address_of_another_machine_is_a_problem(tmp_path):
@@ -242,4 +241,5 @@ def test_a_tcp_port_of_another_program_is_a_problem(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         found = problem_texts(examine(tmp_path, http={"listen": listen}))
-        assert f"http.listen: TCP {listen} is in use by another program" in found
+        holder = f"process {os.getpid()} ("
+        assert any(one.startswith(f"http.listen: TCP {listen} is in use by {holder}") for one in found)

@@ -105,7 +105,8 @@ async def test_a_second_bridge_on_the_store_takes_no_socket_away(tmp_path: Path)
         )
         _, said = await other.communicate()
         assert other.returncode == 1
-        assert b"another bridge uses it" in said
+        assert bridge.process is not None
+        assert f"process {bridge.process.pid} (goip-bridge run) uses it: stop that one" in said.decode()
         assert await health(tmp_path) == (0, "")
 
 

@@ -372,7 +372,10 @@ async def test_a_port_in_use_ends_the_start_with_one_message(tmp_path: Path) -> 
             assert await bridge.ended() == 1
     errors = [line for line in bridge.log.splitlines() if "ERROR" in line]
     assert len(errors) == 1
-    assert f"cannot listen on tcp {listen}: Address already in use; check http.listen" in errors[0]
+    holder = rf"process {os.getpid()} \([^)]+\)"
+    assert re.search(
+        rf"cannot listen on tcp {listen}: Address already in use by {holder}; check http.listen", errors[0]
+    )
     assert "Traceback" not in bridge.log
 
 

@@ -515,7 +515,7 @@ async def test_of_two_bridges_one_carries_out_commands_and_the_other_takes_its_p
                 assert one.nothing_waits()
 
                 await second.kill()  # its last will comes 10 s later
-                await first.logged("serves goip now")
+                await first.logged("WARNING this bridge serves goip now")
                 await watcher.publish("goip/goip1/cmd/sms/4913", "the first again")
                 await sms(one)
                 await watcher.until("goip/goip1/delivery", lambda seen: seen.json["to"] == "4913", count=3)

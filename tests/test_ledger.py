@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bridge import causes
 from bridge.batch import Batch, Run
 from bridge.chores import ROWS
 from bridge.goip import events
@@ -195,7 +196,15 @@ def test_a_permanent_failure_is_undelivered(book: Book, state: int, retryable: b
     book.sent()
     [fact] = book.record(report(7, state))
     assert fact["event_type"] == "undelivered"
-    assert fact["error"] == {"code": state, "text": f"TP-Status {state}", "retryable": retryable, "ambiguous": False}
+    word, meaning = causes.of_report(state)[:2]
+    assert fact["error"] == {
+        "code": state,
+        "text": f"TP-Status {state}",
+        "cause": word,
+        "meaning": meaning,
+        "retryable": retryable,
+        "ambiguous": False,
+    }
 
 
 def test_nothing_follows_a_final_state(book: Book) -> None:
@@ -300,7 +309,14 @@ def test_an_sms_refused_for_now_is_queued_again(book: Book) -> None:
     n = book.queue()
     [fact] = book.record(events.SmsRequeued("goip1", n, "GSM_LOGOUT"))
     assert fact["event_type"] == "queued"
-    assert fact["error"] == {"code": None, "text": "GSM_LOGOUT", "retryable": True, "ambiguous": False}
+    assert fact["error"] == {
+        "code": None,
+        "text": "GSM_LOGOUT",
+        "cause": None,
+        "meaning": None,
+        "retryable": True,
+        "ambiguous": False,
+    }
 
 
 def test_national_senders_become_e164_and_names_stay(book: Book) -> None:

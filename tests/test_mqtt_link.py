@@ -17,7 +17,9 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from bridge import mqtt
 from bridge.mqtt import BATCH_BYTES, EARLY, WINDOW, Incoming, LinkConfig, MqttLink, Publication, UnsendableError
+from broker_fixture import free_port
 from brokers import SERVER_NAME, Mosquitto, amqtt_broker, find_mosquitto, make_certificates
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -686,6 +688,21 @@ async def test_an_absent_broker_is_one_warning(tmp_path: Path, links: Links, cap
     finally:
         broker.kill()
     assert len([record for record in caplog.records if "Connection refused" in record.getMessage()]) == 1
+
+
+async def test_an_absent_broker_is_said_again_after_a_while_with_what_to_check(
+    links: Links, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "REPEAT_WARNING_S", 0.3)
+    links.start(free_port(), backoff_s=(0.01, 0.05))
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    async with asyncio.timeout(10):
+        while len(told()) < 3:  # noqa: ASYNC110 - a log has no event to wait for
+            await asyncio.sleep(0.01)
+    assert all(line.endswith("is a broker running there? check mqtt.url") for line in told())
 
 
 async def test_a_refused_subscription_is_an_error_and_still_a_connection(

@@ -41,6 +41,24 @@ class LineMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepaliveIgnored:
+    """A keepalive with the right password came from elsewhere than the line is, and was not believed: it may be the
+    replay of an old one, or another sender. It was answered all the same."""
+
+    line: str
+    address: Address
+    count: int
+    believed: Address
+    "Where the line is."
+    believed_count: int
+    "How far the keepalives from there counted."
+    silence: float
+    "Once nothing comes from there for so many seconds more, the other address is believed."
+    contested: bool
+    "Its count is larger, but the place of the line was claimed a moment ago, and went back."
+
+
+@dataclass(frozen=True, slots=True)
 class LineChanged:
     """Something a line's state shows has changed."""
 
@@ -272,7 +290,7 @@ class SelfTestEnded:
 
 
 Event = (
-    LineOnline | LineOffline | LineMoved | LineChanged | LineReady | GatewayRebooted | RepeatUnsafe | Unauthenticated
-    | Seen | SmsReceived | SmsSending | SmsSent | SmsFailed | SmsUnknown | SmsRequeued | SmsExpired | SmsReport
-    | CallEvent | UssdEvent | LineEvent | RequestAnswered | RequestTimedOut | SelfTestStep | SelfTestEnded
+    LineOnline | LineOffline | LineMoved | KeepaliveIgnored | LineChanged | LineReady | GatewayRebooted | RepeatUnsafe
+    | Unauthenticated | Seen | SmsReceived | SmsSending | SmsSent | SmsFailed | SmsUnknown | SmsRequeued | SmsExpired
+    | SmsReport | CallEvent | UssdEvent | LineEvent | RequestAnswered | RequestTimedOut | SelfTestStep | SelfTestEnded
 )  # fmt: skip

@@ -404,6 +404,7 @@ class Line:
                 if not contested and (count <= self.count or now < self.contested_until):
                     if count > self.count:
                         self.contested_until = now + CONTESTED  # it goes on claiming
+                    self._ignore(count, address, now)
                     return False  # the replay of an old keepalive, or another sender
             elif count <= self.count:
                 if count == self.count:
@@ -418,6 +419,15 @@ class Line:
             self._move(address, now, contested=contested, rebooted=rebooted)
         self.out.events.append(events.LineMoved(self.name, address, count, self.reboots, previous, contested))
         return True
+
+    def _ignore(self, count: int, address: Address, now: float) -> None:
+        assert self.address is not None
+        assert self.count is not None
+        silence = self.heard + self.out.timing.offline - now
+        contested = count > self.count
+        self.out.events.append(
+            events.KeepaliveIgnored(self.name, address, count, self.address, self.count, silence, contested)
+        )
 
     def _never_left(self, count: int, address: Address) -> bool:
         """Whether the box goes on where it was before a move, and the move was somebody else's.

@@ -101,6 +101,8 @@ class _Registered:
 
 
 _NOBODY = b"\0"
+NOT_AUTHENTICATED = "not authenticated"
+"Why a datagram was dropped of which an `Unauthenticated` event says more, unless it was not even listened to."
 
 
 class SmsServer:
@@ -391,7 +393,7 @@ class SmsServer:
     def _keepalive(self, message: wire.Keepalive, size: int, address: Address, now: float) -> str | None:
         registered = self._authenticate(message.id, message.password, address, now)
         if registered is None:
-            return "not authenticated"
+            return NOT_AUTHENTICATED
         self._reply(wire.encode_registered(message.count), size, address)
         registered.line.receive_keepalive(message, address, now)
         self.schedule(registered.line)
@@ -400,7 +402,7 @@ class SmsServer:
     def _event(self, message: wire.Event, data: bytes, address: Address, now: float) -> str | None:
         registered = self._authenticate(message.id, message.password, address, now)
         if registered is None:
-            return "not authenticated"
+            return NOT_AUTHENTICATED
         if registered.line.receive_event(message, data, address, now):
             self._reply(wire.encode_ack(message.kind, message.recvid), len(data), address)
         self.schedule(registered.line)

@@ -24,6 +24,8 @@ from bridge.sim.run import SimOptions, Simulator
 from bridge.sim.traffic import TrafficOptions
 from bridge.terminal import LogFormatter, say
 
+PORT_BASE = 10990
+"Of a real box with 4 or 8 channels (docs/protocol.md §1). A port that stays lets a server know the line again."
 _PATIENCE = 5.0
 "Seconds until a server that says nothing is mentioned."
 _TEN_YEARS = 10 * 365 * 86400.0
@@ -77,7 +79,8 @@ def _add_line_arguments(group: argparse._ArgumentGroup) -> None:
         "--port-base",
         type=_port_base,
         metavar="P",
-        help="line n sends from UDP port P+n; real boxes have 10990 (default: any free port)",
+        help="line n sends from UDP port P+n, 0: from any free one (default: 10990+n as a real box; a free one where "
+        "that is taken)",
     )
 
 
@@ -132,7 +135,7 @@ def main(args: argparse.Namespace) -> int:
         return _fail(f"--phone {args.phone!r} is not a phone number", 2)
     if any(char in args.id for char in ";\r\n") or any(char in args.password for char in "; \r\n"):
         return _fail("--id must not contain ';' or newlines, --password neither those nor blanks", 2)
-    if args.port_base is not None and args.port_base + args.lines > 65535:
+    if args.port_base and args.port_base + args.lines > 65535:
         return _fail(f"--port-base {args.port_base} leaves no ports for {args.lines} lines", 2)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(LogFormatter("%(message)s"))
@@ -175,7 +178,8 @@ def _options(args: argparse.Namespace) -> SimOptions:
         ),
         faults=Faults(loss=args.loss, duplicate=args.duplicate, reorder=args.reorder, delay=args.delay),
         traffic=TrafficOptions(sms_every=args.sms_every, call_every=args.call_every, reboot_every=args.reboot_every),
-        port_base=args.port_base,
+        port_base=PORT_BASE if args.port_base is None else args.port_base or None,
+        port_required=args.port_base is not None,
         seed=random.randrange(2**32) if args.seed is None else args.seed,
         radio_log=args.radio_log,
         keep_radio=False,
@@ -249,9 +253,14 @@ def _introduction(simulator: Simulator) -> str:
     ids = simulator.line_ids
     names = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"
     host, port = options.server
+    ports = simulator.ports
+    at = f"UDP port {ports[0]}" if len(ports) == 1 else f"UDP ports {min(ports)} to {max(ports)}"
+    moved = [f"{id} ({taken} is taken)" for id, taken in simulator.moved.items()]
+    others = f"{', '.join(moved[:3])}{' and others' if len(moved) > 3 else ''}"
     return (
-        f"simulating {len(ids)} line{'s' if len(ids) > 1 else ''} ({names}) for the server {host}:{port}, "
+        f"simulating {len(ids)} line{'s' if len(ids) > 1 else ''} ({names}) for the server {host}:{port}, from {at}, "
         f"profile {options.line.profile.name}, seed {options.seed}"
+        + (f"\nanother port than that of a real box, and one that changes at each start: {others}" if moved else "")
     )
 
 

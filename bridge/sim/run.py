@@ -47,6 +47,8 @@ class SimOptions:
     traffic: TrafficOptions = field(default_factory=TrafficOptions)
     port_base: int | None = None
     "Line n listens on port_base + n, as 10990 + n on a real box; None lets the system choose."
+    port_required: bool = True
+    "A port that is taken is an error; else the line gets a free one."
     starts_per_second: float = 1000.0
     "Lines start one after another, so that ten thousand keepalives do not come in one burst for ever after."
     seed: int | None = None
@@ -78,6 +80,8 @@ class Simulator:
         boxes = range(0, options.lines, options.channels)
         self.gateways = [SimulatedGateway(settings[first : first + options.channels], self.world) for first in boxes]
         self._lines = {line.id: line for gateway in self.gateways for line in gateway.lines}
+        self.moved: dict[str, int] = {}
+        "Lines that have another port than they should, which was taken."
         self._sockets: dict[str, socket.socket] = {}
         self._server: Address = options.server
         self._log: TextIO | None = None
@@ -131,6 +135,11 @@ class Simulator:
         return self._clock_start + asyncio.get_running_loop().time()
 
     # --- for the caller ---
+
+    @property
+    def ports(self) -> list[int]:
+        """The UDP ports of the lines, in their order, while it runs."""
+        return [int(sock.getsockname()[1]) for sock in self._sockets.values()]
 
     @property
     def line_ids(self) -> list[str]:
@@ -305,8 +314,18 @@ class Simulator:
         local = local_address(self._server)
         for number, line in enumerate(self._lines.values(), start=1):
             port = 0 if self.options.port_base is None else self.options.port_base + number
-            sock = self._sockets[line.id] = open_socket(line.id, local, port)
+            sock = self._sockets[line.id] = self._open(line.id, local, port)
+            if port not in (0, sock.getsockname()[1]):
+                self.moved[line.id] = port
             loop.add_reader(sock, self._on_readable, line, sock)
+
+    def _open(self, line: str, local: str, port: int) -> socket.socket:
+        try:
+            return open_socket(line, local, port)
+        except SimulatorError:
+            if self.options.port_required:
+                raise
+        return open_socket(line, local, 0)
 
     def _close(self) -> None:
         self._running = False

@@ -218,7 +218,8 @@ class World:
         self._terminal, theirs = pty.openpty()  # it takes commands from a terminal only
         self._simulator = subprocess.Popen(
             [
-                PYTHON, "-m", "bridge", "sim", "--server", self.config["udp"]["listen"], "--lines", str(LINES),
+                PYTHON, "-m", "bridge", "sim", "--server", self.config["udp"]["listen"], "--port-base", "0",
+                "--lines", str(LINES),
                 "--keepalive", "1", "--time-scale", "10", "--wait", "0.2-0.5", "--seed", "7",
                 "--radio-log", "radio.jsonl",
             ],

@@ -220,7 +220,7 @@ class World:
         arguments = ("--server", f"127.0.0.1:{udp_port}", "--lines", "2", "--keepalive", "1")
         speed = ("--wait", "1-2", "--time-scale", "5", "--radio-log", str(self.radio_log))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bridge", "sim", *arguments, *speed,
+            sys.executable, "-m", "bridge", "sim", "--port-base", "0", *arguments, *speed,
             cwd=self.directory, stdin=its_end, stdout=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         os.close(its_end)

@@ -171,6 +171,33 @@ async def test_port_in_use_is_one_message():
             await Simulator(SimOptions(port_base=port - 1)).start()
 
 
+async def test_a_port_that_is_taken_is_replaced_where_it_need_not_be_that_one(server):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        async with Simulator(options(server, port_base=port - 1, port_required=False)) as sim:
+            await sim.wait_registered()
+            assert sim.moved == {"goip1": port}
+            assert sim.ports[0] != port
+            assert f"goip1 ({port} is taken)" in cli._introduction(sim)
+
+
+async def test_a_port_beyond_the_last_one_is_replaced_as_well(server):
+    async with Simulator(options(server, port_base=65535, port_required=False)) as sim:
+        await sim.wait_registered()
+        assert sim.moved == {"goip1": 65536}
+
+
+def test_the_command_line_has_the_ports_of_a_real_box_unless_others_are_asked_for():
+    def ports(*words):
+        made = cli._options(parse(*words))
+        return made.port_base, made.port_required
+
+    assert ports() == (10990, False)
+    assert ports("--port-base", "20000") == (20000, True)
+    assert ports("--port-base", "0") == (None, True)
+
+
 def test_many_lines_need_a_number_in_their_id():
     with pytest.raises(SimulatorError, match="need %d"):
         Simulator(SimOptions(lines=2, line=LineOptions(id="box")))
