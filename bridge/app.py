@@ -1084,6 +1084,9 @@ class Bridge:
         if batch.outbox:
             first = self.store.add_outbox(batch.outbox)
             batch.rows = [OutboxRow(first + i, *entry) for i, entry in enumerate(batch.outbox)]
+            if copies := self.discovery.copies(batch.rows):
+                first = self.store.add_outbox(copies)
+                batch.copies = [OutboxRow(first + i, *copy) for i, copy in enumerate(copies)]
 
     def _take_effect(self, batch: Batch) -> None:
         """The batch is on disk."""
@@ -1094,7 +1097,7 @@ class Bridge:
             self._alive = batch.alive
             self.store.witness_epoch()
         if batch.rows:
-            self.publisher.add(batch.rows)
+            self.publisher.add(batch.rows + batch.copies)
         self.answers.committed(batch)
         if self.board.take(batch):
             self._publish_states_soon()
@@ -1361,6 +1364,9 @@ class Bridge:
         self._tell_overflow()
         self._mind_the_load()
         self.publisher.retry_parked(now)
+        if dropped := self.publisher.drop_copies(self.steady.time()):
+            level = logging.INFO if self.discovery.met else logging.DEBUG
+            log.log(level, "%d facts are no longer kept for Home Assistant, which did not come for them", dropped)
         self._empty_topics(now)
         self._save_announced()
         if not self._stalled:

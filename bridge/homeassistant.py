@@ -207,7 +207,8 @@ def _line_components(topics: Topics, line: str) -> Components:
         return topics.line(line, path)
 
     def event(name: str, path: str, payload: type) -> Component:
-        return {"platform": "event", "name": name, "state_topic": at(path), "event_types": _event_types(payload)}
+        topic = topics.for_home_assistant(at(path))
+        return {"platform": "event", "name": name, "state_topic": topic, "event_types": _event_types(payload)}
 
     def sensor(name: str, path: str, template: str, *more: dict[str, Any], **rest: Any) -> Component:
         return _sensor(name, at(path), template, *more, **rest)
@@ -303,8 +304,8 @@ def _line_components(topics: Topics, line: str) -> Components:
         "call_drop": button("Hang up", "call/drop", icon="mdi:phone-hangup"),
         "module_reboot": button("Restart module", "module/reboot", device_class="restart"),
         "refresh": button("Refresh", "refresh", icon="mdi:refresh"),
-        "trg_sms_received": _trigger("sms_received", at("sms/in"), "received"),
-        "trg_call_ringing": _trigger("call_ringing", at("call"), "ringing"),
+        "trg_sms_received": _trigger("sms_received", topics.for_home_assistant(at("sms/in")), "received"),
+        "trg_call_ringing": _trigger("call_ringing", topics.for_home_assistant(at("call")), "ringing"),
     }  # fmt: skip
 
 
@@ -352,7 +353,7 @@ def _bridge_components(topics: Topics) -> Components:
             "Reconnects", "health", "mqtt.reconnects", state_class="total_increasing", icon="mdi:connection"
         ),
         "event": _merged(
-            "event", "Notice", available, _DIAGNOSTIC, state_topic=topics.bridge("event"),
+            "event", "Notice", available, _DIAGNOSTIC, state_topic=topics.for_home_assistant(topics.bridge("event")),
             event_types=_event_types(payloads.BridgeEvent), icon="mdi:alert-circle-outline",
         ),
         "restart": _merged(

@@ -126,7 +126,7 @@ MUTATIONS = (
     ),
     Mutation(
         "outbox: what an earlier run left is not published",
-        (("bridge/publisher.py", "        self._more = self.waiting > 0\n", "        self._more = False\n"),),
+        (("bridge/publisher.py", "        self._more = self._rows > 0\n", "        self._more = False\n"),),
     ),
     Mutation(
         "sendids are used again after a restart",
