@@ -206,9 +206,11 @@ def _line_components(topics: Topics, line: str) -> Components:
     def at(path: str) -> str:
         return topics.line(line, path)
 
+    def copy(path: str) -> str:
+        return topics.for_home_assistant(at(path))
+
     def event(name: str, path: str, payload: type) -> Component:
-        topic = topics.for_home_assistant(at(path))
-        return {"platform": "event", "name": name, "state_topic": topic, "event_types": _event_types(payload)}
+        return {"platform": "event", "name": name, "state_topic": copy(path), "event_types": _event_types(payload)}
 
     def sensor(name: str, path: str, template: str, *more: dict[str, Any], **rest: Any) -> Component:
         return _sensor(name, at(path), template, *more, **rest)
@@ -304,8 +306,8 @@ def _line_components(topics: Topics, line: str) -> Components:
         "call_drop": button("Hang up", "call/drop", icon="mdi:phone-hangup"),
         "module_reboot": button("Restart module", "module/reboot", device_class="restart"),
         "refresh": button("Refresh", "refresh", icon="mdi:refresh"),
-        "trg_sms_received": _trigger("sms_received", topics.for_home_assistant(at("sms/in")), "received"),
-        "trg_call_ringing": _trigger("call_ringing", topics.for_home_assistant(at("call")), "ringing"),
+        "trg_sms_received": _trigger("sms_received", "SMS received", copy("sms/in"), "received"),
+        "trg_call_ringing": _trigger("call_ringing", "Call ringing", copy("call"), "ringing"),
     }  # fmt: skip
 
 
@@ -376,12 +378,13 @@ def _sensor(name: str, topic: str, template: str, *more: dict[str, Any], **rest:
     return _merged("sensor", name, *more, state_topic=topic, value_template=template, **rest)
 
 
-def _trigger(what: str, topic: str, event_type: str) -> Component:
+def _trigger(what: str, shown: str, topic: str, event_type: str) -> Component:
+    """`shown` is what the editor of automations has: it knows no translation of ours."""
     return {
         "platform": "device_automation",
         "automation_type": "trigger",
         "type": what,
-        "subtype": "line",
+        "subtype": shown,
         "topic": topic,
         "value_template": "{{ value_json.event_type }}",
         "payload": event_type,

@@ -62,7 +62,7 @@ BRIDGE = """
     restart         button         config       on
 """
 
-TRIGGERS = {("sms_received", "line"), ("call_ringing", "line")}
+TRIGGERS = {("sms_received", "SMS received"), ("call_ringing", "Call ringing")}
 "Type and subtype of a line's device triggers."
 
 

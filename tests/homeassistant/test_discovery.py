@@ -202,13 +202,13 @@ async def test_an_sms_and_a_call_fire_the_device_triggers(hass: HomeAssistant, h
                         "domain": "mqtt",
                         "device_id": device,
                         "type": kind,
-                        "subtype": "line",
+                        "subtype": subtype,
                     },
                     "actions": {"event": "sms_seen", "event_data": {"what": f"{kind} {{{{ {value} }}}}"}},
                 }
-                for kind, value in (
-                    ("sms_received", "trigger.payload_json.text"),
-                    ("call_ringing", "trigger.payload_json.number"),
+                for kind, subtype, value in (
+                    ("sms_received", "SMS received", "trigger.payload_json.text"),
+                    ("call_ringing", "Call ringing", "trigger.payload_json.number"),
                 )
             ]
         },
