@@ -5,6 +5,7 @@ of mosquitto/acl, with the passwords of the pages. docs/node-red.md has tests of
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,9 @@ import pytest
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
+from bridge.homeassistant import documents
+from bridge.settings import Settings
+from bridge.topics import Topics
 from broker_fixture import REPOSITORY, ROLES
 from brokers import Mosquitto, find_mosquitto
 from harness import LIMIT_S, free_udp_port
@@ -375,3 +379,82 @@ def test_the_script_of_iobroker_names_topics_that_are_there(world: World) -> Non
             assert set(re.findall(rf"\b{name}\.(\w+)", script)) <= set(payload)
         else:
             assert topic == "cmd/sms"
+
+
+# -- subscriptions of one client ------------------------------------------------------------------------------------
+# A broker may send a message once for each subscription of a client that matches it.
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some topic matches both filters."""
+    levels = list(itertools.zip_longest(one.split("/"), other.split("/")))
+    for first, second in levels:
+        if "#" in (first, second):
+            return True
+        if first != second and ("+" not in (first, second) or None in (first, second)):
+            return False
+    return True
+
+
+def home_assistant() -> set[str]:
+    """What its entities, and the automations of its page and examples, are subscribed to."""
+    settings = Settings.model_validate({"lines": {f"goip{n}": {"password": "p", "gateway": "g"} for n in (1, 2)}})
+    found = set()
+    for document in documents("home", settings, Topics("goip")).values():
+        device = json.loads(document)
+        for part in [*device["components"].values(), *device.get("availability", [])]:
+            found |= {part[key] for key in ("state_topic", "json_attributes_topic", "topic") if key in part}
+    examples = [*(REPOSITORY / "examples/homeassistant").rglob("*.yaml"), REPOSITORY / "docs/homeassistant.md"]
+    for text in (path.read_text() for path in examples):
+        for topic in re.findall(r"- trigger: mqtt\n(?: +#.*\n| +id:.*\n)* +topic: (.*)", text):
+            found.add(re.sub(r"""["'{}~ ]""", "", topic.replace(" ~ line ~ ", "goip1")))
+    return found
+
+
+def node_red() -> set[str]:
+    """All flows together: they share one broker node, and so one client."""
+    found = set()
+    for path in (REPOSITORY / "examples/node-red").glob("*.json"):
+        nodes = json.loads(path.read_text())
+        values = {one["name"]: one["value"] for node in nodes for one in node.get("env", []) if "/" in one["value"]}
+        for node in nodes:
+            if node["type"] == "mqtt in":
+                topic = values[node["topic"].strip("${}")]
+                found.add(topic.replace("${BASE}", "goip").replace("${LINE}", "goip1"))
+    return {topic.replace("job/+", "job/6a1b25a0c3f1-11") for topic in found}  # no job is called `delivery`
+
+
+def iobroker() -> set[str]:
+    (subscribed,) = re.findall(r"^\| Subscriptions \| `([^`]+)`", IOBROKER, re.MULTILINE)
+    topics = re.findall(r"mqttState\('\w+', `\$\{BASE\}/\$\{LINE\}/([\w/]+)`, 'in'\)", IOBROKER)
+    return {*subscribed.split(","), *(f"goip/goip1/{topic}" for topic in topics)}
+
+
+def openhab() -> set[str]:
+    return {
+        options[key] for options in things().values() for key in ("stateTopic", "availabilityTopic") if key in options
+    }
+
+
+CLIENTS = {client.__name__: client for client in (home_assistant, node_red, iobroker, openhab)}
+CLIENTS |= {
+    f"mosquitto_sub {n}": (lambda command=command: set(re.findall(r"-t '?(goip[^' ]*)", command)))
+    for n, command in enumerate(line for line in COMMANDS if "mosquitto_sub" in line)
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_no_example_makes_a_client_hear_everything_twice(client: str) -> None:
+    filters = sorted(CLIENTS[client]())
+    assert len(filters) >= (1 if "mosquitto" in client else 3)
+    pairs = [(one, other) for one, other in itertools.combinations(filters, 2) if overlap(one, other)]
+    assert not pairs
+
+
+def test_overlapping_filters_are_found() -> None:
+    assert overlap("goip/+/sms/in", "goip/goip1/sms/in")
+    assert overlap("goip/#", "goip/goip1/sms/in")
+    assert overlap("goip/goip1/#", "goip/+/state")
+    assert not overlap("goip/+/sms/in", "goip/goip1/homeassistant/sms/in")
+    assert not overlap("goip/+/state", "goip/goip1/stats")
+    assert not overlap("goip/+", "goip/goip1/state")
