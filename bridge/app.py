@@ -31,13 +31,14 @@ from bridge.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
 from bridge.clock import Clock, SteadyTime
 from bridge.commands import Code
 from bridge.discovery import APART_S, Discovery
-from bridge.goip import events
+from bridge.goip import events, wire
 from bridge.goip.box import MOST_NUMBERS
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Submitted
 from bridge.goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
+from bridge.homeassistant import Hardware
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
 from bridge.lease import ANSWER_S, Authority, Lease, Role
 from bridge.ledger import Ledger, address_text
@@ -47,7 +48,7 @@ from bridge.mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Pu
 from bridge.numbers import mask_all
 from bridge.operations import operation
 from bridge.pruning import Pruning
-from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
+from bridge.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
 from bridge.settings import BrokerUrl, HomeAssistantSettings, Settings
 from bridge.status import Recent
 from bridge.store import OutboxRow, SmsRow, Store, StoreError
@@ -149,7 +150,9 @@ class Bridge:
             self.steady,
         )
         announced = orjson.loads(store.get(ANNOUNCED) or "[]")
-        self.discovery = Discovery(self.instance, settings, self.topics, self.publisher, self.clock, announced)
+        self.discovery = Discovery(
+            self.instance, settings, self.topics, self.publisher, self.clock, announced, self._hardware
+        )
         self.answers = Answers(store, self.topics, self.server)
         self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
@@ -267,6 +270,13 @@ class Bridge:
         self._hastening: list[Any] = orjson.loads(store.get(HASTENING) or "[]")
         "Seconds, after which number, up to which: SMS are getting older by a step of the clock."
         self._restore(now)
+
+    def _hardware(self, line: str) -> Hardware:
+        """What is known of a line's gateway and module."""
+        known = self.server.line(line)
+        if known is None:
+            return Hardware(None, None)
+        return Hardware(known.address[0] if known.address else None, wire.value(known.fields.get("imei") or known.told.get("imei")))
 
     # -- life
 
@@ -493,6 +503,7 @@ class Bridge:
         if self.store.restored:
             self.store.witness_epoch()
         self._take_effect(batch)
+        self.discovery.look_at(heard)
         self._remember_sessions(set(self.settings.lines))
         for left in self._deaths.left(at):
             self._tell_left(left, at)
@@ -1103,6 +1114,7 @@ class Bridge:
             self._publish_states_soon()
         if self.recent is not None:
             self.recent.take(batch)
+        self.discovery.look_at(batch.changed)
         for line, n in batch.settled:
             self.server.release_sms(line, n, self.clock.monotonic())
         for topic in batch.emptied:
@@ -1377,6 +1389,7 @@ class Bridge:
         self._to_do |= dict.fromkeys(self._every_second)
         self._work()
         self.board.publish_changed_lines()
+        self.board.publish_changed_stats()
         self.pump()
 
     def _work_soon(self, *names: str) -> None:
@@ -1712,8 +1725,12 @@ class Bridge:
             if code is None:
                 did = "closes the connection when this is published"
                 advice = f"allow the topic in its ACL, and packets of more than {len(item.body)} bytes"
+            elif code == PACKET_TOO_LARGE and self.link is not None:
+                did = f"takes packets of up to {self.link.max_packet} bytes, and this has {len(item.body)} and a topic"
+                advice = "raise its limit (mosquitto: max_packet_size)"
             if of_discovery:
-                advice += ", or set homeassistant.discovery: false"
+                advice += "; or remove entities (homeassistant.overrides; each contact and group has one), or set "
+                advice += "homeassistant.discovery: false"
             if event_type == "publish_refused":
                 said = "" if code is None else f" ({code:#x})"
                 log.warning("%s: the broker %s%s: %s", mask_all(item.topic), did, said, advice)

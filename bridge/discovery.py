@@ -12,13 +12,13 @@ import itertools
 import logging
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import orjson
 
 from bridge import homeassistant
 from bridge.clock import Clock
-from bridge.homeassistant import is_ours, maker, prefix_of
+from bridge.homeassistant import Hardware, is_ours, maker, prefix_of
 from bridge.publisher import Publisher, RetainedState
 from bridge.settings import Settings
 from bridge.store import OutboxCopy, OutboxRow
@@ -63,11 +63,15 @@ class Discovery:
         publisher: Publisher,
         clock: Clock,
         announced: Iterable[str],
+        hardware: Callable[[str], Hardware],
     ) -> None:
         self._instance = instance
         self._topics = topics
         self._publisher = publisher
         self._clock = clock
+        self._look = hardware
+        self._hardware: dict[str, Hardware] = {}
+        "By line: what its documents say of it."
         self._prefix = settings.homeassistant.prefix
         self.on = settings.homeassistant.discovery
         self._birth_topic = f"{self._prefix}/status"
@@ -77,6 +81,8 @@ class Discovery:
         "By topic: every device that is to be there, those included that the user deleted."
         self._of_line: dict[str, list[str]] = {}
         "By line: its own topic and its gateway's."
+        self._stands_for: dict[str, tuple[str, str]] = {}
+        "By topic: what each device stands for."
         self._unmade: dict[str, tuple[str, str]] = {}
         "By topic: what devices stand for whose documents are to be made, since the configuration changed."
         self._due: dict[str, float] = {}
@@ -122,8 +128,9 @@ class Discovery:
         of thousands of lines take a second.
         """
         topic_of = {what: self._topic(id) for id, what in homeassistant.object_ids(self._instance, settings)}
-        self._document = maker(self._instance, settings, self._topics)
-        self._unmade = {topic: what for what, topic in topic_of.items()} if self.on else {}
+        self._document = maker(self._instance, settings, self._topics, self._hardware)
+        self._stands_for = {topic: what for what, topic in topic_of.items()} if self.on else {}
+        self._unmade = dict(self._stands_for)
         gone = self._wanted.keys() - self._unmade.keys() | self._announced - self._unmade.keys()
         self._wanted = {topic: document for topic, document in self._wanted.items() if topic not in gone}
         self._of_line = {
@@ -136,6 +143,16 @@ class Discovery:
             self._overwritten.pop(topic, None)
             self._asked.pop(topic, None)
         self._publish_soon(list(gone))
+
+    def look_at(self, lines: Iterable[str]) -> None:
+        """These lines may have told of another address or module. What is known stays known."""
+        for line in lines if self.on else ():
+            before = self._hardware.get(line, Hardware(None, None))
+            host, imei = self._look(line)
+            found = Hardware(host or before.host, imei or before.imei)
+            if found != before:
+                self._hardware[line] = found
+                self._unmade |= {topic: self._stands_for[topic] for topic in self._of_line.get(line, ())}
 
     def _make(self, limit: int) -> None:
         """Make some of the documents of another configuration."""

@@ -1,17 +1,20 @@
 """Discovery topics, as subscribers of a real broker see them; `make test-homeassistant` has Home Assistant itself."""
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from bridge.board import STATS_S
 from bridge.discovery import APART_S, BIRTH_S, HOME_S, OLD_WILL_S, SETTLE_S, Discovery
-from bridge.homeassistant import documents, notify_keys
+from bridge.homeassistant import Hardware, documents, notify_keys
 from bridge.mqtt import Publication
 from bridge.publisher import Publisher
 from bridge.settings import Settings
@@ -264,8 +267,11 @@ class Watch:
         self.store = Store(folder / "bridge.db")
         self.publisher = Publisher(self.store, self.clock.time, Topics("goip"))
         self.publisher.link = self.link  # type: ignore[assignment]
-        settings = Settings.model_validate({"lines": {"a": {"password": "p"}}})
-        self.discovery = Discovery("home", settings, Topics("goip"), self.publisher, self.clock, [])
+        settings = Settings.model_validate({"lines": {"a": {"password": "p", "gateway": "g"}}})
+        self.known = {"a": Hardware(None, None)}
+        self.discovery = Discovery(
+            "home", settings, Topics("goip"), self.publisher, self.clock, [], self.known.__getitem__
+        )
         self.discovery.known = set(self.discovery.announced())
         self.connect()
 
@@ -349,6 +355,69 @@ def test_devices_that_the_broker_does_not_take_keep_nothing_for_long(watch: Watc
     watch.publisher.say_only(())  # as on standby
     watch.hears(b"online")
     assert watch.there_after(0) == HOME_S
+
+
+def made_by(watch: Watch, name: str) -> dict[str, Any]:
+    device = json.loads(watch.publisher.said(topic(name)) or b"{}")["device"]
+    assert isinstance(device, dict)
+    return device
+
+
+def test_what_a_line_tells_of_its_hardware_is_in_its_device(watch: Watch) -> None:
+    watch.there_after(0)
+    assert not {"configuration_url", "serial_number"} & set(made_by(watch, "a"))
+    watch.known["a"] = Hardware("192.0.2.7", None)
+    watch.discovery.look_at(["a", "unknown"][:1])
+    watch.there_after(20)
+    for name in ("a", "gateway_g"):
+        assert made_by(watch, name)["configuration_url"] == "http://192.0.2.7"
+    watch.known["a"] = Hardware("2001:db8::7", "860000020000001")
+    watch.discovery.look_at(["a"])
+    watch.known["a"] = Hardware(None, None)  # a keepalive may leave it out
+    watch.discovery.look_at(["a"])
+    watch.there_after(20)
+    device = made_by(watch, "a")
+    assert (device["configuration_url"], device["serial_number"]) == ("http://[2001:db8::7]", "860000020000001")
+    sent = watch.link.sent
+    watch.discovery.look_at(["a"])
+    watch.there_after(20)
+    assert watch.link.sent == sent, "nothing new"
+
+
+async def test_hardware_is_known_from_before_a_restart(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        with raw_line(bridge.udp_port, "goip1", "p1") as line:
+            await line.register(imei="860000020000009")
+        await watcher.until(topic("goip1"), lambda seen: "serial_number" in seen.json["device"])
+        await bridge.stop()
+        count = len(watcher.on(topic("goip1")))
+        await bridge.start()
+        again = await watcher.until(topic("goip1"), count=count + 1)
+        assert again.json["device"]["serial_number"] == "860000020000009"
+        assert again.json["device"]["configuration_url"] == "http://127.0.0.1"
+
+
+async def test_counters_are_published_when_they_change_and_seldom(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        for number in range(1, 4):
+            await receive(bridge, f"{number}a", f"{number}b")
+            await watcher.until("goip/goip1/stats", lambda seen, n=number: seen.json["total"]["received"] == 2 * n)
+        times = [seen.json["ts"] for seen in watcher.on("goip/goip1/stats") if seen.json["total"]["received"]]
+        moments = [datetime.fromisoformat(time).timestamp() for time in times]
+        assert all(later - earlier > STATS_S - 0.5 for earlier, later in itertools.pairwise(moments)), times
+
+
+async def test_a_device_that_is_too_large_names_the_brokers_limit(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker", config="max_packet_size 12000") as mosquitto:
+        broker = as_broker(mosquitto)
+        async with watching(broker, "goip/#") as watcher, running(tmp_path, config(broker)):
+            told = await watcher.until(
+                "goip/bridge/event", lambda seen: (seen.json["topic"] or "").startswith("homeassistant/")
+            )
+            assert told.json["event_type"] == "publish_refused"
+            assert "takes packets of up to 12000 bytes, and this has " in told.json["message"]
+            assert "max_packet_size" in told.json["message"]
+            assert "homeassistant.overrides" in told.json["message"]
 
 
 async def test_a_broker_that_lost_everything_gets_it_again(tmp_path: Path) -> None:

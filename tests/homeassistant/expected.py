@@ -42,8 +42,8 @@ LINE = """
     call_interval   number         config       off
     ussd_code       text           config       on
     call_drop       button         -            on
-    module_reboot   button         -            on
-    refresh         button         -            on
+    module_reboot   button         config       on
+    refresh         button         diagnostic   on
 """
 
 GATEWAY = """

@@ -110,8 +110,13 @@ async def test_with_all_examples_together_every_sms_comes_once(home: Home, world
     home.hass.bus.async_listen("automation_triggered", lambda event: triggered.update([event.data["name"]]))
 
     def count(event: Event[EventStateChangedData]) -> None:
-        if event.data["entity_id"] == "event.goip_home_goip1_sms_in" and event.data["new_state"]:
-            told.update([event.data["new_state"].attributes["text"]])
+        state = event.data["new_state"]
+        if (
+            event.data["entity_id"] == "event.goip_home_goip1_sms_in"
+            and state is not None
+            and "text" in state.attributes
+        ):
+            told.update([state.attributes["text"]])
 
     home.hass.bus.async_listen("state_changed", count)
     reading = {"Answer every SMS", "Show SMS of Anna", "Show every SMS"}

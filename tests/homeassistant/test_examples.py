@@ -130,7 +130,7 @@ async def alarm(home: Home, config_folder: Path, **changes: Any) -> list[dict[st
         "people": [ANNA, BEN],
         "wait": 1,
         "rounds": 1,
-        "topic": "goip/goip3",
+        "line": home.device("goip_home_goip3").id,
         "sms_in": "event.goip_home_goip3_sms_in",
         "delivery": "event.goip_home_goip3_delivery",
         "answered": [{"event": "done", "event_data": {"by": "from {{ reply['from'] }}", "text": "{{ reply.text }}"}}],
