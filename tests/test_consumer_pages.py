@@ -1,4 +1,4 @@
-"""docs/mosquitto-tools.md, docs/openhab.md and docs/iobroker.md, tried as they are written.
+"""docs/mosquitto-tools.md, docs/openhab.md, docs/iobroker.md and commands of other pages, tried as they are written.
 
 The commands are run, and topics and paths are looked up in what a running bridge really publishes; the users are those
 of mosquitto/acl, with the passwords of the pages. docs/node-red.md has tests of its own (tests/node-red/).
@@ -29,7 +29,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from bridge.homeassistant import documents
 from bridge.settings import Settings
 from bridge.topics import Topics
-from broker_fixture import REPOSITORY, ROLES
+from broker_fixture import REPOSITORY, ROLES, free_port
 from brokers import Mosquitto, find_mosquitto
 from harness import LIMIT_S, free_udp_port
 
@@ -55,6 +55,7 @@ class World:
         self.passwords = {role: f"change-me-{role}" for role in ROLES}
         acl = (REPOSITORY / "mosquitto/acl").read_text()
         self.broker = Mosquitto(folder, passwords=self.passwords, acl=acl)
+        self.http_port = free_port()
         self.latest: dict[str, str] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._news = threading.Condition()
@@ -73,6 +74,8 @@ class World:
                 "mqtt": {"url": f"mqtt://127.0.0.1:{self.broker.port}", "username": "bridge"},
                 "udp": {"listen": f"127.0.0.1:{port}"},
                 "lines": {f"goip{number}": {"password": f"password{number}"} for number in (1, 2, 3)},
+                "contacts": {"anna": "+4915112345679"},
+                "http": {"listen": f"127.0.0.1:{self.http_port}", "send": True},
             }
             config["mqtt"]["password"] = self.passwords["bridge"]
             (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -267,6 +270,49 @@ def test_the_alarm_script_sends_once_and_says_what_became_of_it(world: World) ->
 def test_the_alarm_script_says_what_went_wrong(world: World, line: str, number: str, status: int, told: str) -> None:
     done = alarm(world, line, number, "does not work")
     assert (done.returncode, done.stderr[: len(told)]) == (status, told)
+
+
+# -- commands of other pages: README.md, docs/homeassistant.md, docs/grafana.md --------------------------------------
+
+PROGRAMS = (
+    "mosquitto_pub ",
+    "mosquitto_rr ",
+    "mosquitto_sub ",
+    "curl ",
+    "goip-bridge send ",
+    "goip-bridge config check",
+)
+OTHERS = [
+    line
+    for name in ("README.md", "docs/homeassistant.md", "docs/grafana.md")
+    for block in blocks((REPOSITORY / name).read_text(), "sh")
+    for line in block.splitlines()
+    if line.startswith(PROGRAMS)
+]
+
+
+def test_other_pages_have_their_commands() -> None:
+    assert {program for program in PROGRAMS for line in OTHERS if line.startswith(program)} == set(PROGRAMS)
+
+
+@needs_clients
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("command", OTHERS, ids=range(len(OTHERS)))
+def test_a_command_of_another_page_works(world: World, command: str) -> None:
+    """As it is written, but for passwords, ports, the user's own response topic and where the program is."""
+    line = command.replace("goip-bridge ", f"{sys.executable} -m bridge ", 1) if command.startswith("goip") else command
+    line = line.replace("-P secret", f"-P {world.passwords['homeassistant']}").replace("reply/me", "reply/admin/me")
+    line = line.replace("127.0.0.1:8080", f"127.0.0.1:{world.http_port}").replace("curl ", "curl -sS --fail ", 1)
+    line += " -C 1" if line.startswith("mosquitto_sub") else " -W 40" if line.startswith("mosquitto_rr") else ""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=world.folder, env=world.environment("admin"), capture_output=True,
+        text=True, timeout=2 * LIMIT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    if not line.startswith("mosquitto_pub"):
+        assert done.stdout.strip()
+    if line.startswith("mosquitto_rr") or "/send" in line:
+        assert json.loads(done.stdout)["status"] == "ok", done.stdout
 
 
 # -- docs/openhab.md ------------------------------------------------------------------------------------------------
