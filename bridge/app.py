@@ -276,7 +276,8 @@ class Bridge:
         known = self.server.line(line)
         if known is None:
             return Hardware(None, None)
-        return Hardware(known.address[0] if known.address else None, wire.value(known.fields.get("imei") or known.told.get("imei")))
+        imei = wire.value(known.fields.get("imei") or known.told.get("imei"))
+        return Hardware(known.address[0] if known.address else None, imei)
 
     # -- life
 

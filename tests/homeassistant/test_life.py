@@ -292,6 +292,10 @@ async def test_a_broker_that_forgot_everything_is_told_again(
     world = make()
     home = await started(hass, world)
     before = set(home.entities())
+    await until(
+        lambda: all("serial_number" in world.mqtt.configs()[line]["device"] for line in (LINE1, LINE2)),
+        "what the lines told of their hardware is announced",
+    )
     configs = world.mqtt.configs()
     world.broker.kill()
     await home.becomes(SIGNAL, "unavailable")
