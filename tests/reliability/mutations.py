@@ -113,11 +113,11 @@ MUTATIONS = (
                 "            self._in_flight[token] = item\n",
                 "            self._in_flight[token] = item\n"
                 "            if isinstance(item, OutboxRow):\n"
-                "                self._done.append(item.n)\n",
+                "                self._finish(item)\n",
             ),
             (
                 "bridge/publisher.py",
-                "                self._done.append(item.n)\n                if self._delays.pop(",
+                "                    self._finish(item)\n                if self._delays.pop(",
                 "                if self._delays.pop(",
             ),
         ),
