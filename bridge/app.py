@@ -31,13 +31,14 @@ from bridge.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
 from bridge.clock import Clock, SteadyTime
 from bridge.commands import Code
 from bridge.discovery import APART_S, Discovery
-from bridge.goip import events
+from bridge.goip import events, wire
 from bridge.goip.box import MOST_NUMBERS
 from bridge.goip.events import Address
 from bridge.goip.line import Line, Submitted
 from bridge.goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
+from bridge.homeassistant import Hardware
 from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
 from bridge.lease import ANSWER_S, Authority, Lease, Role
 from bridge.ledger import Ledger, address_text
@@ -47,7 +48,7 @@ from bridge.mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Pu
 from bridge.numbers import mask_all
 from bridge.operations import operation
 from bridge.pruning import Pruning
-from bridge.publisher import NO_SUBSCRIBER, Item, Publisher
+from bridge.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
 from bridge.settings import BrokerUrl, HomeAssistantSettings, Settings
 from bridge.status import Recent
 from bridge.store import OutboxRow, SmsRow, Store, StoreError
@@ -149,7 +150,9 @@ class Bridge:
             self.steady,
         )
         announced = orjson.loads(store.get(ANNOUNCED) or "[]")
-        self.discovery = Discovery(self.instance, settings, self.topics, self.publisher, self.clock, announced)
+        self.discovery = Discovery(
+            self.instance, settings, self.topics, self.publisher, self.clock, announced, self._hardware
+        )
         self.answers = Answers(store, self.topics, self.server)
         self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
@@ -267,6 +270,14 @@ class Bridge:
         self._hastening: list[Any] = orjson.loads(store.get(HASTENING) or "[]")
         "Seconds, after which number, up to which: SMS are getting older by a step of the clock."
         self._restore(now)
+
+    def _hardware(self, line: str) -> Hardware:
+        """What is known of a line's gateway and module."""
+        known = self.server.line(line)
+        if known is None:
+            return Hardware(None, None)
+        imei = wire.value(known.fields.get("imei") or known.told.get("imei"))
+        return Hardware(known.address[0] if known.address else None, imei)
 
     # -- life
 
@@ -504,6 +515,7 @@ class Bridge:
             if self.store.restored:
                 self.store.witness_epoch()
             self._take_effect(batch)
+        self.discovery.look_at(heard)
         self._remember_sessions(set(self.settings.lines))
         for left in self._deaths.left(at):
             self._tell_left(left, at)
@@ -1103,6 +1115,9 @@ class Bridge:
         if batch.outbox:
             first = self.store.add_outbox(batch.outbox)
             batch.rows = [OutboxRow(first + i, *entry) for i, entry in enumerate(batch.outbox)]
+            if copies := self.discovery.copies(batch.rows):
+                first = self.store.add_outbox(copies)
+                batch.copies = [OutboxRow(first + i, *copy) for i, copy in enumerate(copies)]
 
     def _take_effect(self, batch: Batch) -> None:
         """The batch is on disk."""
@@ -1113,12 +1128,13 @@ class Bridge:
             self._alive = batch.alive
             self.store.witness_epoch()
         if batch.rows:
-            self.publisher.add(batch.rows)
+            self.publisher.add(batch.rows + batch.copies)
         self.answers.committed(batch)
         if self.board.take(batch):
             self._publish_states_soon()
         if self.recent is not None:
             self.recent.take(batch)
+        self.discovery.look_at(batch.changed)
         for line, n in batch.settled:
             self.server.release_sms(line, n, self.clock.monotonic())
         for topic in batch.emptied:
@@ -1382,6 +1398,9 @@ class Bridge:
         self._tell_overflow()
         self._mind_the_load()
         self.publisher.retry_parked(now)
+        if dropped := self.publisher.drop_copies(self.steady.time()):
+            level = logging.INFO if self.discovery.met else logging.DEBUG
+            log.log(level, "%d facts are no longer kept for Home Assistant, which did not come for them", dropped)
         self._empty_topics(now)
         self._save_announced()
         if not self._stalled:
@@ -1392,6 +1411,7 @@ class Bridge:
         self._to_do |= dict.fromkeys(self._every_second)
         self._work()
         self.board.publish_changed_lines()
+        self.board.publish_changed_stats()
         self.pump()
 
     def _work_soon(self, *names: str) -> None:
@@ -1727,8 +1747,12 @@ class Bridge:
             if code is None:
                 did = "closes the connection when this is published"
                 advice = f"allow the topic in its ACL, and packets of more than {len(item.body)} bytes"
+            elif code == PACKET_TOO_LARGE and self.link is not None:
+                did = f"takes packets of up to {self.link.max_packet} bytes, and this has {len(item.body)} and a topic"
+                advice = "raise its limit (mosquitto: max_packet_size)"
             if of_discovery:
-                advice += ", or set homeassistant.discovery: false"
+                advice += "; or remove entities (homeassistant.overrides; each contact and group has one), or set "
+                advice += "homeassistant.discovery: false"
             if event_type == "publish_refused":
                 said = "" if code is None else f" ({code:#x})"
                 log.warning("%s: the broker %s%s: %s", mask_all(item.topic), did, said, advice)

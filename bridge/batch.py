@@ -12,9 +12,8 @@ from typing import Any
 from bridge.commands import Command
 from bridge.mqtt import Incoming
 from bridge.payloads import KINDS, encode, timestamp
-from bridge.store import OutboxRow
+from bridge.store import OutboxEntry, OutboxRow
 
-OutboxEntry = tuple[str, str, int, bytes, bytes | None, float]
 MAX_FOREIGN = 1000
 "Topics that others chose and whose messages are counted."
 
@@ -79,6 +78,8 @@ class Batch:
     outbox: list[OutboxEntry] = field(default_factory=list)
     rows: list[OutboxRow] = field(default_factory=list)
     "The outbox entries with their numbers, once they are written."
+    copies: list[OutboxRow] = field(default_factory=list)
+    "The same of those that are for Home Assistant alone."
     sendids_reserved: int | None = None
     "Sendids below this may be used, once the batch is on disk."
     alive: float | None = None

@@ -30,6 +30,8 @@ LINE_STATES = ("availability", "state", "stats", "sms/last")
 "The retained topics of a line."
 LAST_SEEN_S = 300.0
 "A line's state is published this often although only `last_seen` changed (docs/contract.md §2)."
+STATS_S = 5.0
+"Statistics that changed are published this often at most."
 STATES_AT_ONCE = 100
 "States of lines, or jobs, that are made in one turn."
 LINES_PER_SECOND = 500
@@ -69,6 +71,9 @@ class Board:
         "By line: what its state meant when it was published last, and when."
         self._lines_stale = False
         self._lines_due = 0.0
+        self._stats: set[str] = set()
+        "Lines whose statistics may have changed."
+        self._stats_due = 0.0
         self._jobs: set[str] = set()
         "Jobs that changed."
         self._jobs_before: str | None = ""
@@ -93,6 +98,11 @@ class Board:
         for line, (sender, text) in batch.sms_last.items():
             self._publish_sms_last(line, sender, text, batch.wall)
         self._lines_stale = self._lines_stale or batch.lines_changed
+        self._stats |= batch.traffic.keys()
+        below = f"{self._topics.base}/"
+        for row in batch.rows:
+            if row.schema == "delivery":  # and with it the queue changed
+                self._stats.add(row.topic.removeprefix(below).partition("/")[0])
         self._jobs |= batch.jobs
         self._changed |= batch.changed
         return bool(self._changed)
@@ -176,11 +186,21 @@ class Board:
         self._publisher.set_payload(self._topics.bridge("health"), health)
 
     def publish_stats(self) -> None:
-        """Queue and traffic of the lines where they changed."""
-        for line, stats in self.traffic.stats(
-            self._store, [line for line in self.settings.lines if line in self.named]
-        ):
+        """Queue and traffic of all lines, where they changed."""
+        self._publish_stats(self.settings.lines)
+
+    def publish_changed_stats(self) -> None:
+        """Queue and traffic of the lines where something happened, unless that was done a moment ago."""
+        now = self._clock.monotonic()
+        if self._stats and now >= self._stats_due:
+            self._publish_stats(self._stats & self.settings.lines.keys())
+
+    def _publish_stats(self, lines: Iterable[str]) -> None:
+        wanted = [line for line in lines if line in self.named]
+        for line, stats in self.traffic.stats(self._store, wanted):
             self._publisher.set_payload(self._topics.line(line, "stats"), stats)
+        self._stats.clear()
+        self._stats_due = self._clock.monotonic() + STATS_S
 
     def publish_jobs(self, limit: int) -> list[str]:
         """Some of the jobs that changed; returns those that ended just now."""

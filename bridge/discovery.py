@@ -2,20 +2,26 @@
 
 Home Assistant drops most of a device that is published twice within a moment, so each is published at most once in
 `APART_S`. What a user deletes there stays away until it is asked for, or until the next start.
+
+It also knows whether Home Assistant is there. Its session with the broker is a clean one, so what is published while it
+is away never reaches it: the facts of its event entities and triggers are copied to topics of their own, and the
+publisher keeps these copies until Home Assistant is there.
 """
 
 import itertools
 import logging
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import orjson
 
 from bridge import homeassistant
 from bridge.clock import Clock
-from bridge.homeassistant import is_ours, maker, prefix_of
+from bridge.homeassistant import Hardware, is_ours, maker, prefix_of
 from bridge.publisher import Publisher, RetainedState
 from bridge.settings import Settings
+from bridge.store import OutboxCopy, OutboxRow
 from bridge.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -26,6 +32,16 @@ BIRTH_S = (1.0, 5.0)
 "After Home Assistant's birth: not at once, as everybody else does."
 MENDED_S = 10.0
 "After this long a device that somebody else overwrote is published again; doubling while they go on."
+HOME_S = 60.0
+"""After a new connection Home Assistant is away until its birth, or until so much time has passed: it may have been
+there all the time, and after a restart of the broker it takes longer to connect than we do."""
+SETTLE_S = 2.0
+"Once its birth is answered it needs so long for entities that are new to it."
+OLD_WILL_S = 100.0
+"""A will that comes so soon after a birth may be that of an earlier run: a broker misses a machine that lost its power
+after 90 s."""
+COPIED = frozenset(("sms_in", "delivery", "call", "ussd", "bridge_event"))
+"Schemas of the facts that have an event entity or a trigger."
 MAX_ORPHANS = 1000
 "Documents of devices that nobody knows of, which are removed at a time. Others come again with the next connection."
 MAX_TOPIC = 1000
@@ -47,11 +63,15 @@ class Discovery:
         publisher: Publisher,
         clock: Clock,
         announced: Iterable[str],
+        hardware: Callable[[str], Hardware],
     ) -> None:
         self._instance = instance
         self._topics = topics
         self._publisher = publisher
         self._clock = clock
+        self._look = hardware
+        self._hardware: dict[str, Hardware] = {}
+        "By line: what its documents say of it."
         self._prefix = settings.homeassistant.prefix
         self.on = settings.homeassistant.discovery
         self._birth_topic = f"{self._prefix}/status"
@@ -61,6 +81,8 @@ class Discovery:
         "By topic: every device that is to be there, those included that the user deleted."
         self._of_line: dict[str, list[str]] = {}
         "By line: its own topic and its gateway's."
+        self._stands_for: dict[str, tuple[str, str]] = {}
+        "By topic: what each device stands for."
         self._unmade: dict[str, tuple[str, str]] = {}
         "By topic: what devices stand for whose documents are to be made, since the configuration changed."
         self._due: dict[str, float] = {}
@@ -77,6 +99,12 @@ class Discovery:
         "By a user, in Home Assistant."
         self._born_at: float | None = None
         "When Home Assistant's birth is to be answered."
+        self.met = False
+        "Home Assistant was heard in this run."
+        self._home_at: float | None = None
+        "When it is taken to be there; None when it is, or is away until its birth."
+        self._birth_at = -math.inf
+        "When its last birth came."
         self._more = False
         "Not all that was due had its turn."
         self._states_next = False
@@ -100,8 +128,9 @@ class Discovery:
         of thousands of lines take a second.
         """
         topic_of = {what: self._topic(id) for id, what in homeassistant.object_ids(self._instance, settings)}
-        self._document = maker(self._instance, settings, self._topics)
-        self._unmade = {topic: what for what, topic in topic_of.items()} if self.on else {}
+        self._document = maker(self._instance, settings, self._topics, self._hardware)
+        self._stands_for = {topic: what for what, topic in topic_of.items()} if self.on else {}
+        self._unmade = dict(self._stands_for)
         gone = self._wanted.keys() - self._unmade.keys() | self._announced - self._unmade.keys()
         self._wanted = {topic: document for topic, document in self._wanted.items() if topic not in gone}
         self._of_line = {
@@ -114,6 +143,16 @@ class Discovery:
             self._overwritten.pop(topic, None)
             self._asked.pop(topic, None)
         self._publish_soon(list(gone))
+
+    def look_at(self, lines: Iterable[str]) -> None:
+        """These lines may have told of another address or module. What is known stays known."""
+        for line in lines if self.on else ():
+            before = self._hardware.get(line, Hardware(None, None))
+            host, imei = self._look(line)
+            found = Hardware(host or before.host, imei or before.imei)
+            if found != before:
+                self._hardware[line] = found
+                self._unmade |= {topic: self._stands_for[topic] for topic in self._of_line.get(line, ())}
 
     def _make(self, limit: int) -> None:
         """Make some of the documents of another configuration."""
@@ -129,6 +168,7 @@ class Discovery:
 
     def connected(self) -> None:
         """A broker that was away may have lost everything."""
+        self._go_away(self._clock.monotonic() + HOME_S)
         self._publish_soon(self._wanted)
         self.tick()
 
@@ -152,12 +192,49 @@ class Discovery:
         if topic in self._unmade:
             self._make_one(topic)
         if topic == self._birth_topic:
-            if payload == b"online" and not retain and self._born_at is None:
-                self._born_at = self._clock.monotonic() + random.uniform(*BIRTH_S)
+            self._heard_home(payload, retain=retain)
         elif topic in self._wanted:
             self._ours_changed(topic, payload)
         elif payload and topic.startswith(self._names) and self._publisher.said(topic) is None:
             self._maybe_orphan(topic, payload)
+
+    def _heard_home(self, word: bytes, *, retain: bool) -> None:
+        """Its birth or its will. A birth that was retained is from before."""
+        now = self._clock.monotonic()
+        if word == b"online" and not retain:
+            self.met, self._birth_at = True, now
+            if self._born_at is None:
+                self._born_at = now + random.uniform(*BIRTH_S)
+            if not self._publisher.at_home:
+                self._home_at = now + HOME_S  # at the latest: `tick` answers it first
+        elif word == b"offline":
+            self.met = True
+            log.info("Home Assistant is away: facts wait for it")
+            self._go_away(now + HOME_S if now - self._birth_at < OLD_WILL_S else None)
+
+    def _go_away(self, until: float | None) -> None:
+        """Home Assistant is away: until its birth, or until then at the latest."""
+        self._publisher.set_at_home(False)
+        self._born_at, self._states_next = None, False  # a birth that is still to be answered is of an earlier time
+        self._home_at = until
+
+    def _come_home(self) -> None:
+        """Home Assistant is there. What nobody was subscribed to is published once more."""
+        self._home_at = None
+        self._publisher.set_at_home(False)
+        waited = self._publisher.set_at_home(True)
+        log.log(logging.INFO if self.met else logging.DEBUG, "Home Assistant is there: %d facts waited for it", waited)
+
+    def copies(self, rows: Iterable[OutboxRow]) -> list[OutboxCopy]:
+        """For Home Assistant, of the facts among these; none when discovery is off."""
+        if not self.on:
+            return []
+        to = self._topics.for_home_assistant
+        return [
+            (to(row.topic), row.schema, row.expiry_s, row.body, row.correlation, row.at, row.n)
+            for row in rows
+            if row.schema in COPIED
+        ]
 
     @property
     def is_due(self) -> bool:
@@ -190,6 +267,10 @@ class Discovery:
                 self._publisher.remove(topic)
         waits = bool(self._due or self._unmade) or self._publisher.has_documents
         states, self._states_next = self._states_next and not waits, self._states_next and waits
+        if states:
+            self._home_at = now + SETTLE_S
+        if self._home_at is not None and now >= self._home_at and self.on:
+            self._come_home()
         return states
 
     def _may_be_published(self, topic: str) -> bool:

@@ -9,7 +9,8 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import orjson
 
@@ -34,6 +35,12 @@ _DIAGNOSTIC = {"entity_category": "diagnostic"}
 _CONFIG = {"entity_category": "config"}
 _OFF = {"enabled_by_default": False}
 _IN_CALL = "none if value_json.call.state is none else value_json.call.state in ['dialing', 'alerting', 'active']"
+_GSM = {"login": "Registered", "logout": "Not registered", "unknown": "Unknown"}
+_CALL = {
+    "idle": "Idle", "ringing": "Ringing", "dialing": "Dialing", "alerting": "Ringing there", "active": "In call",
+    "busy": "Busy",
+}  # fmt: skip
+"The words of a state as Home Assistant shows them: it has no translations of ours."
 _MEASURED = {"state_class": "measurement"}
 _COUNTED = {"state_class": "total_increasing", "unit_of_measurement": "SMS"}
 
@@ -48,15 +55,27 @@ def object_ids(instance: str, settings: "Settings") -> list[tuple[str, tuple[str
     ]
 
 
-def documents(instance: str, settings: "Settings", topics: Topics) -> dict[str, bytes]:
+class Hardware(NamedTuple):
+    """What a line has told of itself."""
+
+    host: str | None
+    "Where its gateway is: an IP address."
+    imei: str | None
+
+
+def documents(
+    instance: str, settings: "Settings", topics: Topics, hardware: Mapping[str, Hardware] = MappingProxyType({})
+) -> dict[str, bytes]:
     """The configuration payload of every device by its object id: the bridge first, then gateways, then lines."""
-    make = maker(instance, settings, topics)
+    make = maker(instance, settings, topics, hardware)
     return {object_id: make(*what) for object_id, what in object_ids(instance, settings)}
 
 
-def maker(instance: str, settings: "Settings", topics: Topics) -> Callable[[str, str], bytes]:
-    """Makes the configuration payload of one device, by what it stands for."""
-    devices = _Devices(instance, settings, topics)
+def maker(
+    instance: str, settings: "Settings", topics: Topics, hardware: Mapping[str, Hardware]
+) -> Callable[[str, str], bytes]:
+    """Makes the configuration payload of one device, by what it stands for; `hardware` by line may change meanwhile."""
+    devices = _Devices(instance, settings, topics, hardware)
     return lambda kind, name: orjson.dumps(devices.device(kind, name))
 
 
@@ -127,8 +146,9 @@ def _is_json(value: object) -> bool:
 class _Devices:
     """Makes the documents of one configuration."""
 
-    def __init__(self, instance: str, settings: "Settings", topics: Topics) -> None:
+    def __init__(self, instance: str, settings: "Settings", topics: Topics, hardware: Mapping[str, Hardware]) -> None:
         self._instance = instance
+        self._hardware = hardware
         self._settings = settings
         self._topics = topics
         self._bridge_id = _object_id(instance, "bridge")
@@ -151,8 +171,11 @@ class _Devices:
         return self._document(self._bridge_id, device, _bridge_components(self._topics))
 
     def _gateway(self, name: str) -> dict[str, Any]:
-        first = next(line for line, settings in self._settings.lines.items() if settings.gateway == name)
+        lines = [line for line, settings in self._settings.lines.items() if settings.gateway == name]
+        first = lines[0]
         device = {"name": f"GoIP {name}", "manufacturer": "DBL", "model": "GoIP", "via_device": self._bridge_id}
+        hosts = (self._hardware[line].host for line in lines if line in self._hardware)
+        device |= _page(next(filter(None, hosts), None))
         document = self._document(
             _gateway_id(self._instance, name), device, _gateway_components(self._topics, name, first)
         )
@@ -161,6 +184,8 @@ class _Devices:
     def _line(self, line: str, settings: "LineSettings") -> dict[str, Any]:
         via = self._bridge_id if settings.gateway is None else _gateway_id(self._instance, settings.gateway)
         device = {"name": settings.name or line, "manufacturer": "DBL", "model": "GoIP line", "via_device": via}
+        known = self._hardware.get(line, Hardware(None, None))
+        device |= _page(known.host) | ({"serial_number": known.imei} if known.imei else {})
         components = _line_components(self._topics, line)
         for name, key in self._notify.items():
             components[key] = _notify(self._topics.command(line, "sms"), name)
@@ -199,6 +224,13 @@ class _Devices:
             yield key, {name: value for name, value in finished.items() if name not in changes or value is not None}
 
 
+def _page(host: str | None) -> dict[str, str]:
+    """The link to a gateway's own pages."""
+    if host is None:
+        return {}
+    return {"configuration_url": f"http://[{host}]" if ":" in host else f"http://{host}"}
+
+
 # -- the tables -----------------------------------------------------------------------------------------------------
 
 
@@ -206,8 +238,11 @@ def _line_components(topics: Topics, line: str) -> Components:
     def at(path: str) -> str:
         return topics.line(line, path)
 
+    def copy(path: str) -> str:
+        return topics.for_home_assistant(at(path))
+
     def event(name: str, path: str, payload: type) -> Component:
-        return {"platform": "event", "name": name, "state_topic": at(path), "event_types": _event_types(payload)}
+        return {"platform": "event", "name": name, "state_topic": copy(path), "event_types": _event_types(payload)}
 
     def sensor(name: str, path: str, template: str, *more: dict[str, Any], **rest: Any) -> Component:
         return _sensor(name, at(path), template, *more, **rest)
@@ -243,13 +278,14 @@ def _line_components(topics: Topics, line: str) -> Components:
             icon="mdi:signal",
         ),
         "gsm": sensor(
-            "Mobile network", _STATE, value("gsm.status"), _DIAGNOSTIC, device_class="enum",
-            options=["login", "logout", "unknown"], icon="mdi:radio-tower",
+            "Mobile network", _STATE, _worded("gsm.status", _GSM), _DIAGNOSTIC, device_class="enum",
+            options=list(_GSM.values()), icon="mdi:radio-tower",
         ),
         "operator": sensor("Operator", _STATE, value("gsm.operator"), _DIAGNOSTIC, icon="mdi:sim"),
         "cell": sensor("Cell", _STATE, value("gsm.cell"), _DIAGNOSTIC, _OFF, icon="mdi:radio-tower"),
         "call_state": sensor(
-            "Call state", _STATE, value("call.state"), device_class="enum", options=_call_states(), icon="mdi:phone"
+            "Call state", _STATE, _worded("call.state", _CALL), device_class="enum", options=list(_CALL.values()),
+            icon="mdi:phone",
         ),
         "talk_left": sensor(
             "Talk time left", _STATE, value("limits.remain_time_min"), _DIAGNOSTIC, _OFF, device_class="duration",
@@ -280,7 +316,9 @@ def _line_components(topics: Topics, line: str) -> Components:
         "problem": binary("Problem", "value_json.problems | length > 0", _DIAGNOSTIC, device_class="problem")
         | {
             "json_attributes_topic": at(_STATE),
-            "json_attributes_template": "{{ {'problems': value_json.problems} | tojson }}",
+            "json_attributes_template": "{{ {'problems': value_json.problems, 'command_topic': "
+            + _literal(topics.command(line, "sms"))
+            + "} | tojson }}",
         },
         "online": _merged(
             "binary_sensor", "Online", _DIAGNOSTIC, state_topic=at("availability"), payload_on="online",
@@ -301,10 +339,10 @@ def _line_components(topics: Topics, line: str) -> Components:
             icon="mdi:pound",
         ),
         "call_drop": button("Hang up", "call/drop", icon="mdi:phone-hangup"),
-        "module_reboot": button("Restart module", "module/reboot", device_class="restart"),
-        "refresh": button("Refresh", "refresh", icon="mdi:refresh"),
-        "trg_sms_received": _trigger("sms_received", at("sms/in"), "received"),
-        "trg_call_ringing": _trigger("call_ringing", at("call"), "ringing"),
+        "module_reboot": button("Restart module", "module/reboot", device_class="restart") | _CONFIG,
+        "refresh": button("Refresh", "refresh", icon="mdi:refresh") | _DIAGNOSTIC,
+        "trg_sms_received": _trigger("sms_received", "SMS received", copy("sms/in"), "received"),
+        "trg_call_ringing": _trigger("call_ringing", "Call ringing", copy("call"), "ringing"),
     }  # fmt: skip
 
 
@@ -352,7 +390,7 @@ def _bridge_components(topics: Topics) -> Components:
             "Reconnects", "health", "mqtt.reconnects", state_class="total_increasing", icon="mdi:connection"
         ),
         "event": _merged(
-            "event", "Notice", available, _DIAGNOSTIC, state_topic=topics.bridge("event"),
+            "event", "Notice", available, _DIAGNOSTIC, state_topic=topics.for_home_assistant(topics.bridge("event")),
             event_types=_event_types(payloads.BridgeEvent), icon="mdi:alert-circle-outline",
         ),
         "restart": _merged(
@@ -363,24 +401,30 @@ def _bridge_components(topics: Topics) -> Components:
 
 
 def _notify(topic: str, name: str) -> Component:
-    """SMS to a contact or group. The name is written so that neither JSON nor the template language sees its braces."""
-    to = orjson.dumps(f"@{name}").decode().replace("{", "\\u007b").replace("}", "\\u007d")
+    """SMS to a contact or group."""
+    to = _literal(f"@{name}")
     return _merged(
         "notify", name, command_topic=topic, retain=False, icon="mdi:message-arrow-right",
         command_template=f'{{"to": [{to}], "text": {{{{ value | tojson }}}}}}',
     )  # fmt: skip
 
 
+def _literal(text: str) -> str:
+    """A string of JSON and of the template language, which sees no braces in it."""
+    return orjson.dumps(text).decode().replace("{", "\\u007b").replace("}", "\\u007d")
+
+
 def _sensor(name: str, topic: str, template: str, *more: dict[str, Any], **rest: Any) -> Component:
     return _merged("sensor", name, *more, state_topic=topic, value_template=template, **rest)
 
 
-def _trigger(what: str, topic: str, event_type: str) -> Component:
+def _trigger(what: str, shown: str, topic: str, event_type: str) -> Component:
+    """`shown` is what the editor of automations has: it knows no translation of ours."""
     return {
         "platform": "device_automation",
         "automation_type": "trigger",
         "type": what,
-        "subtype": "line",
+        "subtype": shown,
         "topic": topic,
         "value_template": "{{ value_json.event_type }}",
         "payload": event_type,
@@ -399,8 +443,9 @@ def _event_types(payload: type) -> list[str]:
     return list(get_args(payload.__annotations__["event_type"]))
 
 
-def _call_states() -> list[str]:
-    return list(get_args(get_args(payloads.CallState.__annotations__["state"])[0]))
+def _worded(path: str, words: Mapping[str, str]) -> str:
+    """A template that renders a value in these words; what is not known stays so."""
+    return f"{{{{ {words!r}.get(value_json.{path}) }}}}"
 
 
 _LINE_KEYS = tuple(_line_components(Topics("x"), "x"))

@@ -280,6 +280,11 @@ class MqttLink:
         """
         return self._connection.publish(publication) if self._connection is not None else None
 
+    @property
+    def max_packet(self) -> int:
+        """The largest packet that the broker takes, in bytes."""
+        return self._connection.max_packet if self._connection is not None else MAX_PACKET
+
     def acknowledge(self, message: Incoming) -> None:
         """PUBACK, in the order received; nothing happens when the message came on an earlier connection."""
         if self._connection is not None and self._connection.number == message.connection:
@@ -500,7 +505,7 @@ class _Connection:
         self._early_drops = 0
         self._window = config.window
         self._in_flight = 0
-        self._max_packet = MAX_PACKET
+        self.max_packet = MAX_PACKET
         self._acks: list[tuple[int, int]] = []
         self._received: list[Incoming] = []
         self._tracked: tuple[int, float] | None = None
@@ -583,8 +588,8 @@ class _Connection:
         try:
             size = 9 + len(publication.topic.encode()) + len(publication.payload)
             size += len(properties.packed) if properties else 0
-            if size > self._max_packet:
-                raise UnsendableError(f"{size} bytes, and the broker takes {self._max_packet}")
+            if size > self.max_packet:
+                raise UnsendableError(f"{size} bytes, and the broker takes {self.max_packet}")
             retain = publication.retain and self.retains
             info = self._client.publish(publication.topic, publication.payload, 1, retain, properties)
         except ValueError as error:
@@ -841,7 +846,7 @@ class _Connection:
         self._accepted_at = self._loop.time()
         self._session_present = flags.session_present
         self._window = min(self._window, getattr(properties, "ReceiveMaximum", 65535))
-        self._max_packet = getattr(properties, "MaximumPacketSize", MAX_PACKET)
+        self.max_packet = getattr(properties, "MaximumPacketSize", MAX_PACKET)
         # paho 2.1 ignores the server's keepalive; 2.2 takes it even when it is none, and would never find a dead link.
         ours = self._config.keepalive_s
         self._client._keepalive = min(ours, getattr(properties, "ServerKeepAlive", ours) or ours)

@@ -4,6 +4,9 @@ The outbox is the SQLite table; this holds the part of it that is next, and what
 a state that changes again before it was sent is sent once. Nothing is dropped before its PUBACK: after a lost
 connection everything unacknowledged is sent again, with the same id.
 
+A copy of a fact for Home Assistant goes the same way, but only while Home Assistant is there; else it waits in the
+store, and for `COPY_S` at most.
+
 Some brokers refuse by closing the connection: on MQTT 3.1.1 all of them what is too large, some what their ACL forbids.
 `Suspicion` finds such a publication, and it is held, so that it does not close every connection before the others are
 through. Others close for reasons of their own, however often: then every connection carries on where the last one was
@@ -11,6 +14,7 @@ cut off.
 """
 
 import enum
+import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -40,6 +44,10 @@ and states that it has just taken no longer go before the rest."""
 LASTING, LASTING_S = 100, 60.0
 "A connection on which the broker has acknowledged so many publications, or that is so old, is not cut short."
 MOST_EXTRA_ENDS = 8
+COPY_S = 3600.0
+"So long a copy waits for Home Assistant, or shorter when its fact expires earlier."
+MOST_COPIES = 1000
+"Of each kind of fact; the oldest go first."
 ALONE_S = 30.0
 "So long others wait for the acknowledgement of what is sent alone: a broker may never say anything."
 
@@ -173,8 +181,18 @@ class Publisher:
         self.published = 0
         self.acked = 0
         self.refused = 0
-        self.waiting, self._oldest = store.outbox_size()
-        "Messages in the outbox; and since when the first of the last run waits."
+        self._rows, self._oldest = store.outbox_size()
+        "Messages in the outbox, copies among them; and since when the first of the last run waits."
+        self._copies: dict[str, dict[int, float]] = {}
+        "Copies for Home Assistant in the outbox, by kind and number: until when each of them counts."
+        self._copies_from: int | None = None
+        "The first copy that waits in the store for Home Assistant."
+        self._unheard: dict[int, OutboxRow] = {}
+        "By number: facts to which nobody was subscribed, while it is not known whether Home Assistant got its copy."
+        self.at_home = False
+        "Home Assistant is there, and takes its copies."
+        for n, schema, expiry_s, at in store.outbox_copies():
+            self._note_copy(n, schema, expiry_s, at)
         self.link: MqttLink | None = None
         self._store = store
         self._clock = clock
@@ -189,7 +207,7 @@ class Publisher:
         self._facts: deque[OutboxRow] = deque()
         self._loaded = 0
         "Everything up to this number of the outbox is in memory or done."
-        self._more = self.waiting > 0
+        self._more = self._rows > 0
         self._states: dict[str, RetainedState] = {}
         self._to_send: dict[str, None] = {}
         self._documents: dict[str, None] = {}
@@ -233,12 +251,43 @@ class Publisher:
 
     def add(self, rows: list[OutboxRow]) -> None:
         """New messages of the outbox, now durable."""
-        self.waiting += len(rows)
+        self._rows += len(rows)
+        for row in rows:
+            if row.copy_of:
+                self._note_copy(row.n, row.schema, row.expiry_s, row.at)
         if self._more or len(self._facts) + len(rows) > IN_MEMORY:
             self._more = True
             return
         self._facts.extend(rows)
         self._loaded = rows[-1].n
+
+    def _note_copy(self, n: int, schema: str, expiry_s: int, at: float) -> None:
+        self._copies.setdefault(schema, {})[n] = at + min(expiry_s, COPY_S)
+
+    def set_at_home(self, there: bool) -> int:
+        """Whether Home Assistant is there. Returns how many copies have waited for it."""
+        if there == self.at_home:
+            return 0
+        self.at_home = there
+        if not there or self._copies_from is None:
+            return 0
+        self._read_again(self._copies_from)
+        self._copies_from = None
+        return sum(map(len, self._copies.values()))
+
+    def drop_copies(self, at: float) -> int:
+        """Wait no longer with copies whose time is over, and with the oldest of too many; returns how many these are.
+        `at` is by `bridge.clock.SteadyTime`.
+        """
+        dropped = []
+        for copies in self._copies.values():
+            for n, until in list(itertools.islice(copies.items(), MOST_COPIES)):
+                if until >= at and len(copies) <= MOST_COPIES:
+                    break
+                del copies[n]
+                dropped.append(n)
+        self._done += dropped
+        return len(dropped)
 
     def set_payload(self, topic: str, payload: object) -> None:
         """Publish a state payload, retained, if it is new."""
@@ -349,12 +398,16 @@ class Publisher:
             if isinstance(item, RetainedState) and item.document:
                 self.accepted.add(item.topic)
             if isinstance(item, OutboxRow):
-                self.progressed = True
-                self._done.append(item.n)
+                unheard = self._is_unheard(item) if code == NO_SUBSCRIBER else None
+                if item.copy_of and code == NO_SUBSCRIBER:
+                    self._wait_for_home(item)  # it has not said yet that it is away
+                else:
+                    self.progressed = True
+                    self._finish(item)
                 if self._delays.pop(item.n, None) is not None and not self._parked_facts:
                     self._take_in()  # nothing is refused any more
-                if code == NO_SUBSCRIBER and item.schema not in ("result", "bridge_event"):
-                    notable.append((item, code))
+                if unheard is not None:
+                    notable.append((unheard, code))
                 continue
             self._settle(item)
             self._delays.pop(item.topic, None)
@@ -365,6 +418,19 @@ class Publisher:
             self._cuts = 0
             self._suspicion.relieve()
         return notable
+
+    def _is_unheard(self, row: OutboxRow) -> OutboxRow | None:
+        """What nobody heard, when nobody is subscribed to this; a fact and its copy for Home Assistant are one."""
+        if row.copy_of:
+            return self._unheard.pop(row.copy_of, None)
+        if row.schema in ("result", "bridge_event"):
+            return None
+        if not self.at_home or not self._copies.get(row.schema):
+            return row
+        self._unheard[row.n] = row
+        if len(self._unheard) > IN_MEMORY:
+            del self._unheard[next(iter(self._unheard))]
+        return None
 
     def _say_later(self) -> None:
         """The connection lasts."""
@@ -466,7 +532,7 @@ class Publisher:
                 self._suspicion.acquit(_key(item))
                 self._bears(item)
                 if self._is_courtesy(item):
-                    self._done.append(item.n)
+                    self._finish(item)
                 else:
                     self._park(item, now)
                     unsendable.append((item, PACKET_TOO_LARGE))
@@ -486,13 +552,18 @@ class Publisher:
     def take_done(self) -> list[int]:
         """Numbers of the outbox that the broker has; to be deleted."""
         done, self._done = self._done, []
-        self.waiting -= len(done)
+        self._rows -= len(done)
         return done
 
     def not_deleted(self, numbers: list[int]) -> None:
         """Deleting failed: later, then."""
         self._done.extend(numbers)
-        self.waiting += len(numbers)
+        self._rows += len(numbers)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for the broker; copies for Home Assistant don't count."""
+        return self._rows - sum(map(len, self._copies.values()))
 
     @property
     def done_count(self) -> int:
@@ -502,11 +573,9 @@ class Publisher:
     @property
     def oldest(self) -> float | None:
         """Unix time of the oldest message that the broker does not have."""
-        rows = [item for item in self._in_flight.values() if isinstance(item, OutboxRow)]
-        rows += [parked.item for parked in self._parked.values() if isinstance(parked.item, OutboxRow)]
-        rows += [item for item in self._held.values() if isinstance(item, OutboxRow)]
-        if self._facts:
-            rows.append(self._facts[0])
+        items = [*self._in_flight.values(), *(parked.item for parked in self._parked.values()), *self._held.values()]
+        items += itertools.islice((row for row in self._facts if not row.copy_of), 1)
+        rows = [item for item in items if isinstance(item, OutboxRow) and not item.copy_of]
         return min((row.at for row in rows), default=self._oldest if self._more else None)
 
     @property
@@ -566,8 +635,12 @@ class Publisher:
             if now < self._alone_until:
                 return None
             self._suspicion.alone.clear()
-        while (item := self._choose()) is not None and self._is_held(item):
-            if isinstance(item, OutboxRow):
+        while (item := self._choose()) is not None:
+            if self._waits_for_home(item):
+                self._wait_for_home(item)
+            elif not self._is_held(item):
+                break
+            elif isinstance(item, OutboxRow):
                 self._leave_out(item)
         if item is None:
             return self._next_held(now)
@@ -679,6 +752,25 @@ class Publisher:
             return False
         return not (item.topic.startswith(self._base) and "/result/" in item.topic)
 
+    def _waits_for_home(self, item: Item) -> TypeGuard[OutboxRow]:
+        """A copy while Home Assistant is away, or one that was dropped."""
+        if not isinstance(item, OutboxRow) or not item.copy_of:
+            return False
+        return not self.at_home or item.n not in self._copies[item.schema]
+
+    def _wait_for_home(self, copy: OutboxRow) -> None:
+        """It stays in the store, unless it was dropped."""
+        if copy.n in self._copies[copy.schema]:
+            self._copies_from = copy.n if self._copies_from is None else min(self._copies_from, copy.n)
+
+    def _finish(self, row: OutboxRow) -> None:
+        """It is to be deleted; a copy that was dropped meanwhile is deleted already."""
+        if row.copy_of:
+            self._unheard.pop(row.copy_of, None)
+            if self._copies[row.schema].pop(row.n, None) is None:
+                return
+        self._done.append(row.n)
+
     def _put_back(self, item: Item) -> None:
         if isinstance(item, OutboxRow):
             self._facts.appendleft(item)
@@ -723,7 +815,7 @@ class Publisher:
         earlier = self._held.pop(item.topic, None)
         if self._is_courtesy(item):
             self._let_go(item.topic)
-            self._done.append(item.n)
+            self._finish(item)
             return
         first, longest = HELD_S
         if item.topic in self._accused and earlier is not None and _key(earlier) == _key(item):
@@ -751,9 +843,14 @@ class Publisher:
     def _take_in(self) -> None:
         """Read again what was left out."""
         if self._left_out is not None:
-            self._facts = deque(row for row in self._facts if row.n < self._left_out)
-            self._loaded = min(self._loaded, self._left_out - 1)
-            self._more, self._left_out = True, None
+            self._read_again(self._left_out)
+            self._left_out = None
+
+    def _read_again(self, first: int) -> None:
+        """Everything of the outbox from this number on that is not elsewhere."""
+        self._facts = deque(row for row in self._facts if row.n < first)
+        self._loaded = min(self._loaded, first - 1)
+        self._more = True
 
     def _let_go(self, topic: str) -> None:
         self._held.pop(topic, None)
@@ -774,6 +871,8 @@ class Publisher:
             if topic in self._accused and now < self._try_from:
                 continue
             if self._only is not None and isinstance(item, RetainedState) and topic not in self._only:
+                continue
+            if self._waits_for_home(item):
                 continue
             if isinstance(item, OutboxRow) or topic == self._birth.topic:
                 return item

@@ -531,6 +531,11 @@ SENT: dict[str, tuple[str, type | None]] = {
     "line_call": (TOPICS.line(LINE, "call"), payloads.Call),
     "line_ussd": (TOPICS.line(LINE, "ussd"), payloads.Ussd),
     "line_event": (TOPICS.line(LINE, "event"), payloads.Event),
+    "homeassistant_sms_in": (TOPICS.for_home_assistant(TOPICS.line(LINE, "sms/in")), payloads.SmsIn),
+    "homeassistant_delivery": (TOPICS.for_home_assistant(TOPICS.line(LINE, "delivery")), Delivery),
+    "homeassistant_call": (TOPICS.for_home_assistant(TOPICS.line(LINE, "call")), payloads.Call),
+    "homeassistant_ussd": (TOPICS.for_home_assistant(TOPICS.line(LINE, "ussd")), payloads.Ussd),
+    "homeassistant_event": (TOPICS.for_home_assistant(TOPICS.bridge("event")), BridgeEvent),
     "job": (TOPICS.job("{job}"), payloads.Job),
     "line_result": (TOPICS.result(LINE, "{command}"), Result),
     "pool_result": (TOPICS.result(POOL, "{command}"), Result),
@@ -558,7 +563,8 @@ _INFO = """\
 GoIP GSM gateways on MQTT: SMS, delivery reports, calls, USSD and line states.
 
 `goip` is the base topic and can be configured. Facts and results are QoS 1 and never retained; states are QoS 1 and
-retained, and an empty payload there says that the line or job is gone. On MQTT 5 every JSON payload carries the user
+retained, and an empty payload there says that the line or job is gone. Below `homeassistant/` are the same facts once
+more, for Home Assistant alone: no other program should subscribe there. On MQTT 5 every JSON payload carries the user
 property `schema` with the name of its file. MQTT 3.1.1 carries the same payloads. `send` is what the bridge publishes,
 `receive` what it is subscribed to."""
 _RESPONSE = """\

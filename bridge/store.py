@@ -140,6 +140,11 @@ MIGRATIONS = (
     END;
     INSERT INTO meta SELECT 'outbox_count', count(*) FROM outbox;
     """,
+    """
+    -- the number of the fact that this is a copy of, for Home Assistant; 0 for all others
+    ALTER TABLE outbox ADD COLUMN copy_of INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX outbox_copies ON outbox (at) WHERE copy_of > 0;
+    """,
 )
 """Each brings the schema one `user_version` further. Never edited once released, only appended to."""
 
@@ -169,6 +174,12 @@ _WRITABLE = "check that it and its folder can be written"
 FOREIGN = "it is the database of another program: name another file"
 
 
+OutboxEntry = tuple[str, str, int, bytes, bytes | None, float]
+"Topic, schema, expiry, body, correlation data, unix time."
+OutboxCopy = tuple[str, str, int, bytes, bytes | None, float, int]
+"The same, and the number of the fact that it is a copy of."
+
+
 class OutboxRow(NamedTuple):
     """A fact or result on its way to the broker."""
 
@@ -179,6 +190,8 @@ class OutboxRow(NamedTuple):
     body: bytes
     correlation: bytes | None
     at: float
+    copy_of: int = 0
+    "The number of the fact that this is a copy of, for Home Assistant; 0 for all others."
 
 
 class SmsRow(NamedTuple):
@@ -418,12 +431,14 @@ class Store:
 
     # -- outbox
 
-    def add_outbox(self, rows: list[tuple[str, str, int, bytes, bytes | None, float]]) -> int:
-        """Append (topic, schema, expiry, body, correlation, unix time); returns the number of the first."""
+    def add_outbox(self, rows: list[OutboxEntry] | list[OutboxCopy]) -> int:
+        """Append (topic, schema, expiry, body, correlation, unix time), or the same with the number of the fact that
+        each is a copy of; returns the number of the first.
+        """
+        columns = ("topic", "schema", "expiry_s", "body", "correlation", "at", "copy_of")[: len(rows[0])]
+        marks = ", ".join("?" * len(columns))
         # Outside a transaction of others the numbers of one executemany are consecutive: there is one writer.
-        self._db.executemany(
-            "INSERT INTO outbox (topic, schema, expiry_s, body, correlation, at) VALUES (?, ?, ?, ?, ?, ?)", rows
-        )
+        self._db.executemany(f"INSERT INTO outbox ({', '.join(columns)}) VALUES ({marks})", rows)
         last: int = self._db.execute("SELECT last_insert_rowid()").fetchone()[0]
         self._count_outbox(len(rows))
         return last - len(rows) + 1
@@ -434,9 +449,15 @@ class Store:
         return [OutboxRow(*row) for row in cursor]
 
     def outbox_size(self) -> tuple[int, float | None]:
-        """How many wait, and since when the oldest does."""
-        first = self.outbox(0, 1)
-        return int(self.get("outbox_count") or 0), first[0].at if first else None
+        """How many wait, and since when the oldest does that is no copy."""
+        query = "SELECT at FROM outbox WHERE n > 0 AND copy_of = 0 ORDER BY n LIMIT 1"
+        first = self._db.execute(query).fetchone()
+        return int(self.get("outbox_count") or 0), first[0] if first else None
+
+    def outbox_copies(self) -> list[tuple[int, str, int, float]]:
+        """(n, schema, expiry, unix time) of every copy for Home Assistant, the oldest first."""
+        query = "SELECT n, schema, expiry_s, at FROM outbox WHERE copy_of > 0 AND at > 0 ORDER BY at"
+        return self._db.execute(query).fetchall()
 
     def delete_outbox(self, numbers: Iterable[int]) -> None:
         """Drop messages the broker has acknowledged."""

@@ -41,6 +41,11 @@ class Topics:
         """A topic of the bridge itself: `bridge("health")`."""
         return f"{self.base}/bridge/{path}"
 
+    def for_home_assistant(self, topic: str) -> str:
+        """Where the copy for Home Assistant of a fact goes: `goip/goip1/homeassistant/sms/in`."""
+        target, _, path = topic.removeprefix(f"{self.base}/").partition("/")
+        return f"{self.base}/{target}/homeassistant/{path}"
+
     def job(self, job: str) -> str:
         """The state of a command with several recipients."""
         return f"{self.base}/job/{job}"
@@ -83,7 +88,7 @@ class Topics:
     @staticmethod
     def _is_taken(levels: list[str]) -> bool:
         """Below the base: a command, or a topic on which subscribers expect facts and states from us alone."""
-        if "cmd" in levels or levels[:1] == ["job"] or "result" in levels[1:3]:
+        if "cmd" in levels or levels[:1] == ["job"] or "result" in levels[1:3] or levels[1:2] == ["homeassistant"]:
             return True
         return "/".join(levels[1:]) in _OUR_TOPICS
 

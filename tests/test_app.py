@@ -155,7 +155,7 @@ async def test_a_failed_commit_is_tried_again_with_nothing_lost_or_doubled(store
     store._db.execute("PRAGMA max_page_count = 1000000")
     bridge._try_again()
     assert not bridge._stalled
-    received = [json.loads(row.body)["recvid"] for row in store.outbox(0, 1000) if row.schema == "sms_in"]
+    received = [json.loads(row.body)["recvid"] for row in store.outbox(0, 1000) if row.topic == "goip/l0/sms/in"]
     assert sorted(received) == list(range(50))
 
 
@@ -304,7 +304,7 @@ async def test_sms_of_a_line_that_is_gone_are_failed_at_the_next_start(store: St
     assert bridge.server.line("l1") is not None
     after = make(store, lines=1)
     after._second()
-    told = [json.loads(row.body) for row in store.outbox(0, 1000) if row.schema == "delivery"]
+    told = [json.loads(row.body) for row in store.outbox(0, 1000) if row.topic == "goip/l1/delivery"]
     assert [fact["event_type"] for fact in told] == ["queued", "queued", "failed", "failed"]
     assert "removed" in told[-1]["error"]["text"]
 

@@ -181,7 +181,9 @@ class Life:
                 self.bridge._work_on()
 
     def facts(self, schema: str) -> list[dict[str, Any]]:
-        return [json.loads(row.body) for row in self.store.outbox(0, 10_000) if row.schema == schema]
+        return [
+            json.loads(row.body) for row in self.store.outbox(0, 10_000) if row.schema == schema and not row.copy_of
+        ]
 
     def report(self, count: int = 1) -> None:
         """Delivery reports that match nothing."""

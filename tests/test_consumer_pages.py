@@ -1,10 +1,11 @@
-"""docs/mosquitto-tools.md, docs/openhab.md and docs/iobroker.md, tried as they are written.
+"""docs/mosquitto-tools.md, docs/openhab.md, docs/iobroker.md and commands of other pages, tried as they are written.
 
 The commands are run, and topics and paths are looked up in what a running bridge really publishes; the users are those
 of mosquitto/acl, with the passwords of the pages. docs/node-red.md has tests of its own (tests/node-red/).
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -25,7 +26,10 @@ import pytest
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker_fixture import REPOSITORY, ROLES
+from bridge.homeassistant import documents
+from bridge.settings import Settings
+from bridge.topics import Topics
+from broker_fixture import REPOSITORY, ROLES, free_port
 from brokers import Mosquitto, find_mosquitto
 from harness import LIMIT_S, free_udp_port
 
@@ -51,6 +55,7 @@ class World:
         self.passwords = {role: f"change-me-{role}" for role in ROLES}
         acl = (REPOSITORY / "mosquitto/acl").read_text()
         self.broker = Mosquitto(folder, passwords=self.passwords, acl=acl)
+        self.http_port = free_port()
         self.latest: dict[str, str] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._news = threading.Condition()
@@ -69,6 +74,8 @@ class World:
                 "mqtt": {"url": f"mqtt://127.0.0.1:{self.broker.port}", "username": "bridge"},
                 "udp": {"listen": f"127.0.0.1:{port}"},
                 "lines": {f"goip{number}": {"password": f"password{number}"} for number in (1, 2, 3)},
+                "contacts": {"anna": "+4915112345679"},
+                "http": {"listen": f"127.0.0.1:{self.http_port}", "send": True},
             }
             config["mqtt"]["password"] = self.passwords["bridge"]
             (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -265,6 +272,49 @@ def test_the_alarm_script_says_what_went_wrong(world: World, line: str, number: 
     assert (done.returncode, done.stderr[: len(told)]) == (status, told)
 
 
+# -- commands of other pages: README.md, docs/homeassistant.md, docs/grafana.md --------------------------------------
+
+PROGRAMS = (
+    "mosquitto_pub ",
+    "mosquitto_rr ",
+    "mosquitto_sub ",
+    "curl ",
+    "goip-bridge send ",
+    "goip-bridge config check",
+)
+OTHERS = [
+    line
+    for name in ("README.md", "docs/homeassistant.md", "docs/grafana.md")
+    for block in blocks((REPOSITORY / name).read_text(), "sh")
+    for line in block.splitlines()
+    if line.startswith(PROGRAMS)
+]
+
+
+def test_other_pages_have_their_commands() -> None:
+    assert {program for program in PROGRAMS for line in OTHERS if line.startswith(program)} == set(PROGRAMS)
+
+
+@needs_clients
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("command", OTHERS, ids=range(len(OTHERS)))
+def test_a_command_of_another_page_works(world: World, command: str) -> None:
+    """As it is written, but for passwords, ports, the user's own response topic and where the program is."""
+    line = command.replace("goip-bridge ", f"{sys.executable} -m bridge ", 1) if command.startswith("goip") else command
+    line = line.replace("-P secret", f"-P {world.passwords['homeassistant']}").replace("reply/me", "reply/admin/me")
+    line = line.replace("127.0.0.1:8080", f"127.0.0.1:{world.http_port}").replace("curl ", "curl -sS --fail ", 1)
+    line += " -C 1" if line.startswith("mosquitto_sub") else " -W 40" if line.startswith("mosquitto_rr") else ""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=world.folder, env=world.environment("admin"), capture_output=True,
+        text=True, timeout=2 * LIMIT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    if not line.startswith("mosquitto_pub"):
+        assert done.stdout.strip()
+    if line.startswith("mosquitto_rr") or "/send" in line:
+        assert json.loads(done.stdout)["status"] == "ok", done.stdout
+
+
 # -- docs/openhab.md ------------------------------------------------------------------------------------------------
 
 
@@ -375,3 +425,82 @@ def test_the_script_of_iobroker_names_topics_that_are_there(world: World) -> Non
             assert set(re.findall(rf"\b{name}\.(\w+)", script)) <= set(payload)
         else:
             assert topic == "cmd/sms"
+
+
+# -- subscriptions of one client ------------------------------------------------------------------------------------
+# A broker may send a message once for each subscription of a client that matches it.
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some topic matches both filters."""
+    levels = list(itertools.zip_longest(one.split("/"), other.split("/")))
+    for first, second in levels:
+        if "#" in (first, second):
+            return True
+        if first != second and ("+" not in (first, second) or None in (first, second)):
+            return False
+    return True
+
+
+def home_assistant() -> set[str]:
+    """What its entities, and the automations of its page and examples, are subscribed to."""
+    settings = Settings.model_validate({"lines": {f"goip{n}": {"password": "p", "gateway": "g"} for n in (1, 2)}})
+    found = set()
+    for document in documents("home", settings, Topics("goip")).values():
+        device = json.loads(document)
+        for part in [*device["components"].values(), *device.get("availability", [])]:
+            found |= {part[key] for key in ("state_topic", "json_attributes_topic", "topic") if key in part}
+    examples = [*(REPOSITORY / "examples/homeassistant").rglob("*.yaml"), REPOSITORY / "docs/homeassistant.md"]
+    for text in (path.read_text() for path in examples):
+        for topic in re.findall(r"- trigger: mqtt\n(?: +#.*\n| +id:.*\n)* +topic: (.*)", text):
+            found.add(re.sub(r"""["'{}~ ]""", "", topic.replace(" ~ line ~ ", "goip1")))
+    return found
+
+
+def node_red() -> set[str]:
+    """All flows together: they share one broker node, and so one client."""
+    found = set()
+    for path in (REPOSITORY / "examples/node-red").glob("*.json"):
+        nodes = json.loads(path.read_text())
+        values = {one["name"]: one["value"] for node in nodes for one in node.get("env", []) if "/" in one["value"]}
+        for node in nodes:
+            if node["type"] == "mqtt in":
+                topic = values[node["topic"].strip("${}")]
+                found.add(topic.replace("${BASE}", "goip").replace("${LINE}", "goip1"))
+    return {topic.replace("job/+", "job/6a1b25a0c3f1-11") for topic in found}  # no job is called `delivery`
+
+
+def iobroker() -> set[str]:
+    (subscribed,) = re.findall(r"^\| Subscriptions \| `([^`]+)`", IOBROKER, re.MULTILINE)
+    topics = re.findall(r"mqttState\('\w+', `\$\{BASE\}/\$\{LINE\}/([\w/]+)`, 'in'\)", IOBROKER)
+    return {*subscribed.split(","), *(f"goip/goip1/{topic}" for topic in topics)}
+
+
+def openhab() -> set[str]:
+    return {
+        options[key] for options in things().values() for key in ("stateTopic", "availabilityTopic") if key in options
+    }
+
+
+CLIENTS = {client.__name__: client for client in (home_assistant, node_red, iobroker, openhab)}
+CLIENTS |= {
+    f"mosquitto_sub {n}": (lambda command=command: set(re.findall(r"-t '?(goip[^' ]*)", command)))
+    for n, command in enumerate(line for line in COMMANDS if "mosquitto_sub" in line)
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_no_example_makes_a_client_hear_everything_twice(client: str) -> None:
+    filters = sorted(CLIENTS[client]())
+    assert len(filters) >= (1 if "mosquitto" in client else 3)
+    pairs = [(one, other) for one, other in itertools.combinations(filters, 2) if overlap(one, other)]
+    assert not pairs
+
+
+def test_overlapping_filters_are_found() -> None:
+    assert overlap("goip/+/sms/in", "goip/goip1/sms/in")
+    assert overlap("goip/#", "goip/goip1/sms/in")
+    assert overlap("goip/goip1/#", "goip/+/state")
+    assert not overlap("goip/+/sms/in", "goip/goip1/homeassistant/sms/in")
+    assert not overlap("goip/+/state", "goip/goip1/stats")
+    assert not overlap("goip/+", "goip/goip1/state")

@@ -1,22 +1,38 @@
 """Discovery topics, as subscribers of a real broker see them; `make test-homeassistant` has Home Assistant itself."""
 
 import contextlib
+import itertools
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from bridge.discovery import APART_S
-from bridge.homeassistant import documents, notify_keys
+from bridge.board import STATS_S
+from bridge.discovery import APART_S, BIRTH_S, HOME_S, OLD_WILL_S, SETTLE_S, Discovery
+from bridge.homeassistant import Hardware, documents, notify_keys
+from bridge.mqtt import Publication
+from bridge.publisher import Publisher
 from bridge.settings import Settings
+from bridge.store import Store
 from bridge.topics import Topics
 from broker_fixture import Broker
 from brokers import Mosquitto
-from harness import BridgeProcess, Watcher, as_broker, bridge_config, own_broker, raw_line, running, watching
+from harness import (
+    BridgeProcess,
+    StoppedClock,
+    Watcher,
+    as_broker,
+    bridge_config,
+    own_broker,
+    raw_line,
+    running,
+    watching,
+)
 
 pytestmark = pytest.mark.broker("binary")
 
@@ -86,15 +102,17 @@ async def test_every_topic_of_a_device_is_one_of_the_bridge(tmp_path: Path) -> N
             await line.ask(line.event("RECEIVE", "srcnum:1;msg:x"))
             await watcher.until("goip/goip1/sms/last")
             await watcher.until("goip/goip1/sms/in")
+            await watcher.publish(STATUS, "online")
+            await watcher.until(COPY)
         said = {seen.topic for seen in watcher.seen}
-        facts = {f"goip/goip1/{path}" for path in ("delivery", "call", "ussd")}
+        facts = {f"goip/goip1/homeassistant/{path}" for path in ("delivery", "call", "ussd")}
         commands = set()
         for seen in watcher.on(DEVICES):
             if "goip_2" in seen.topic:
                 continue
             for component in seen.json["components"].values():
                 for key in ("state_topic", "json_attributes_topic", "topic"):
-                    assert component.get(key, "goip/bridge/info") in said | facts | {"goip/bridge/event"}
+                    assert component.get(key, "goip/bridge/info") in said | facts | {"goip/bridge/homeassistant/event"}
                 commands.add(component.get("command_topic"))
         for command in commands - {None, "goip/bridge/cmd/restart"}:
             await watcher.publish(command, '{"nonsense": 1}')
@@ -136,6 +154,270 @@ async def test_home_assistants_birth_is_answered_with_everything(tmp_path: Path)
         await watcher.until("goip/bridge/info", count=states + 1)
         assert devices(watcher)[before:] == OBJECT_IDS, "before the states"
         assert time.monotonic() - began >= 1.0, "not at once"
+
+
+# -- whether Home Assistant is there --------------------------------------------------------------------------------
+
+SMS, COPY, STATUS = "goip/goip1/sms/in", "goip/goip1/homeassistant/sms/in", "homeassistant/status"
+
+
+def texts(watcher: Watcher, where: str) -> list[str]:
+    return [seen.json["text"] for seen in watcher.on(where)]
+
+
+async def receive(bridge: BridgeProcess, *texts: str) -> None:
+    """SMS that come to goip1, and are acknowledged."""
+    with raw_line(bridge.udp_port, "goip1", "p1") as line:
+        line.count, line.recvid = int(time.time()), int(time.time() * 1000) % 10**9
+        await line.register()
+        for text in texts:
+            answer = await line.ask(line.event("RECEIVE", f"srcnum:+4915112345678;msg:{text}"))
+            assert answer.endswith(b"OK\n"), answer
+
+
+async def test_what_comes_while_home_assistant_is_away_is_told_once_when_it_is_back(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        await watcher.publish(STATUS, "online")
+        await bridge.logged("Home Assistant is there")
+        await receive(bridge, "one")
+        await watcher.until(COPY)
+        await watcher.publish(STATUS, "offline")
+        await bridge.logged("Home Assistant is away")
+        await receive(bridge, "two", "three")
+        await watcher.until(SMS, count=3)
+        await bridge.kill()
+        await bridge.start()
+        await online(watcher, 2)
+        await receive(bridge, "four")
+        await watcher.until(SMS, lambda seen: seen.json["text"] == "four")
+        assert texts(watcher, COPY) == ["one"], "it is not there"
+        await watcher.publish(STATUS, "online")
+        await watcher.until(COPY, count=4)
+        await receive(bridge, "five")
+        await watcher.until(COPY, count=5)
+        assert texts(watcher, COPY) == ["one", "two", "three", "four", "five"]
+        facts, copies = {seen.json["id"]: seen.json for seen in watcher.on(SMS)}, watcher.on(COPY)
+        for copy in copies:
+            assert copy.json | {"ts": ""} == facts[copy.json["id"]] | {"ts": ""}
+        assert all(not seen.retain for seen in copies)
+        assert {dict(seen.properties["UserProperty"])["schema"] for seen in copies} == {"sms_in"}
+
+
+async def test_after_its_birth_home_assistant_gets_its_devices_first(tmp_path: Path) -> None:
+    """They may be new to it, as to a broker that lost everything."""
+    async with setup(tmp_path) as (_, bridge, watcher):
+        await receive(bridge, "one")
+        await watcher.until(SMS)
+        count = len(watcher.seen)
+        await watcher.publish(STATUS, "online")
+        await watcher.until(COPY)
+        after = [seen.topic for seen in watcher.seen[count:]]
+        for object_id in OBJECT_IDS:
+            assert after.index(f"homeassistant/device/{object_id}/config") < after.index(COPY)
+
+
+async def test_what_home_assistant_gets_is_not_told_as_unheard(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker") as mosquitto:
+        broker = as_broker(mosquitto)
+        async with watching(broker, COPY, "goip/bridge/#") as watcher, running(tmp_path, config(broker)) as bridge:
+            await online(watcher)
+            await watcher.publish(STATUS, "online")
+            await bridge.logged("Home Assistant is there")
+            await receive(bridge, "one")
+            await watcher.until(COPY)
+            with raw_line(bridge.udp_port, "goip1", "p1") as line:
+                line.count, line.recvid = int(time.time()), 5
+                await line.register()
+                await line.ask(line.event("REMAIN", "remain:7"))  # has no copy
+            await watcher.until("goip/bridge/event", lambda seen: seen.json["topic"] == "goip/goip1/event")
+            assert SMS not in [seen.json["topic"] for seen in watcher.on("goip/bridge/event")]
+
+
+async def test_without_discovery_there_are_no_copies(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker") as mosquitto:
+        broker = as_broker(mosquitto)
+        settings = config(broker, homeassistant={"discovery": False})
+        async with watching(broker, "goip/#") as watcher, running(tmp_path, settings) as bridge:
+            await online(watcher)
+            await receive(bridge, "one")
+            await watcher.until(SMS)
+            await bridge.stop()
+            with contextlib.closing(Store(tmp_path / "bridge.db")) as store:
+                assert store.outbox_copies() == []
+
+
+class Link:
+    """A broker that takes everything."""
+
+    connected, room = True, 100
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def publish(self, _publication: Publication) -> int:
+        self.sent += 1
+        return self.sent
+
+
+class Watch:
+    """Discovery with a clock that the test sets; everything that it publishes is acknowledged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock, self.link = StoppedClock(), Link()
+        self.store = Store(folder / "bridge.db")
+        self.publisher = Publisher(self.store, self.clock.time, Topics("goip"))
+        self.publisher.link = self.link  # type: ignore[assignment]
+        settings = Settings.model_validate({"lines": {"a": {"password": "p", "gateway": "g"}}})
+        self.known = {"a": Hardware(None, None)}
+        self.discovery = Discovery(
+            "home", settings, Topics("goip"), self.publisher, self.clock, [], self.known.__getitem__
+        )
+        self.discovery.known = set(self.discovery.announced())
+        self.connect()
+
+    def connect(self) -> None:
+        self.discovery.connected()
+        self.publisher.connected()
+
+    def hears(self, word: bytes, *, retain: bool = False) -> None:
+        self.discovery.heard(STATUS, word, retain=retain)
+
+    def there_after(self, seconds: float, most: float = 10_000.0) -> float | None:
+        """Wait so long at least; in how many seconds it is there, or None."""
+        began = self.clock.now
+        while self.clock.now - began < most:
+            sent = self.link.sent
+            self.discovery.tick()
+            self.publisher.drain(self.clock.now)
+            self.publisher.acknowledged([(token + 1, 0) for token in range(sent, self.link.sent)], self.clock.now)
+            if self.publisher.at_home and self.clock.now - began >= seconds:
+                return self.clock.now - began
+            self.clock.now += 1.0
+        return None
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Watch]:
+    made = Watch(tmp_path)
+    yield made
+    made.store.close()
+
+
+def test_home_assistant_is_away_until_its_birth_or_a_minute(watch: Watch) -> None:
+    assert watch.there_after(0) == HOME_S, "it may have been there all the time"
+    watch.hears(b"offline")
+    assert not watch.publisher.at_home
+    assert watch.there_after(0) is None
+    watch.hears(b"online")
+    waited = watch.there_after(0)
+    assert waited is not None
+    assert BIRTH_S[0] + SETTLE_S <= waited <= BIRTH_S[1] + SETTLE_S + APART_S
+    watch.connect()
+    assert not watch.publisher.at_home
+    assert watch.there_after(0) == HOME_S
+
+
+def test_a_birth_that_was_retained_is_from_before_and_a_will_is_not(watch: Watch) -> None:
+    watch.hears(b"online", retain=True)
+    assert watch.there_after(0) == HOME_S
+    watch.connect()
+    watch.hears(b"offline", retain=True)
+    assert watch.there_after(0) is None
+
+
+def test_a_birth_while_it_is_there_takes_nothing_away(watch: Watch) -> None:
+    watch.there_after(0)
+    watch.hears(b"online")
+    assert watch.publisher.at_home
+    assert watch.there_after(20) == 20
+
+
+def test_the_will_of_an_earlier_run_does_not_send_home_assistant_away_for_good(watch: Watch) -> None:
+    """After a power failure the broker tells it 90 s late, when the next one is there already."""
+    watch.hears(b"online")
+    watch.there_after(0)
+    watch.clock.now += 60
+    watch.hears(b"offline")
+    assert watch.there_after(0) == HOME_S
+    watch.clock.now += OLD_WILL_S
+    watch.hears(b"offline")
+    assert watch.there_after(0) is None
+
+
+def test_a_birth_from_before_the_connection_does_not_count(watch: Watch) -> None:
+    watch.hears(b"online")
+    watch.connect()
+    assert watch.there_after(0) == HOME_S
+
+
+def test_devices_that_the_broker_does_not_take_keep_nothing_for_long(watch: Watch) -> None:
+    watch.hears(b"offline")
+    watch.publisher.say_only(())  # as on standby
+    watch.hears(b"online")
+    assert watch.there_after(0) == HOME_S
+
+
+def made_by(watch: Watch, name: str) -> dict[str, Any]:
+    device = json.loads(watch.publisher.said(topic(name)) or b"{}")["device"]
+    assert isinstance(device, dict)
+    return device
+
+
+def test_what_a_line_tells_of_its_hardware_is_in_its_device(watch: Watch) -> None:
+    watch.there_after(0)
+    assert not {"configuration_url", "serial_number"} & set(made_by(watch, "a"))
+    watch.known["a"] = Hardware("192.0.2.7", None)
+    watch.discovery.look_at(["a", "unknown"][:1])
+    watch.there_after(20)
+    for name in ("a", "gateway_g"):
+        assert made_by(watch, name)["configuration_url"] == "http://192.0.2.7"
+    watch.known["a"] = Hardware("2001:db8::7", "860000020000001")
+    watch.discovery.look_at(["a"])
+    watch.known["a"] = Hardware(None, None)  # a keepalive may leave it out
+    watch.discovery.look_at(["a"])
+    watch.there_after(20)
+    device = made_by(watch, "a")
+    assert (device["configuration_url"], device["serial_number"]) == ("http://[2001:db8::7]", "860000020000001")
+    sent = watch.link.sent
+    watch.discovery.look_at(["a"])
+    watch.there_after(20)
+    assert watch.link.sent == sent, "nothing new"
+
+
+async def test_hardware_is_known_from_before_a_restart(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        with raw_line(bridge.udp_port, "goip1", "p1") as line:
+            await line.register(imei="860000020000009")
+        await watcher.until(topic("goip1"), lambda seen: "serial_number" in seen.json["device"])
+        await bridge.stop()
+        count = len(watcher.on(topic("goip1")))
+        await bridge.start()
+        again = await watcher.until(topic("goip1"), count=count + 1)
+        assert again.json["device"]["serial_number"] == "860000020000009"
+        assert again.json["device"]["configuration_url"] == "http://127.0.0.1"
+
+
+async def test_counters_are_published_when_they_change_and_seldom(tmp_path: Path) -> None:
+    async with setup(tmp_path) as (_, bridge, watcher):
+        for number in range(1, 4):
+            await receive(bridge, f"{number}a", f"{number}b")
+            await watcher.until("goip/goip1/stats", lambda seen, n=number: seen.json["total"]["received"] == 2 * n)
+        times = [seen.json["ts"] for seen in watcher.on("goip/goip1/stats") if seen.json["total"]["received"]]
+        moments = [datetime.fromisoformat(time).timestamp() for time in times]
+        assert all(later - earlier > STATS_S - 0.5 for earlier, later in itertools.pairwise(moments)), times
+
+
+async def test_a_device_that_is_too_large_names_the_brokers_limit(tmp_path: Path) -> None:
+    async with own_broker(tmp_path / "broker", config="max_packet_size 12000") as mosquitto:
+        broker = as_broker(mosquitto)
+        async with watching(broker, "goip/#") as watcher, running(tmp_path, config(broker)):
+            told = await watcher.until(
+                "goip/bridge/event", lambda seen: (seen.json["topic"] or "").startswith("homeassistant/")
+            )
+            assert told.json["event_type"] == "publish_refused"
+            assert "takes packets of up to 12000 bytes, and this has " in told.json["message"]
+            assert "max_packet_size" in told.json["message"]
+            assert "homeassistant.overrides" in told.json["message"]
 
 
 async def test_a_broker_that_lost_everything_gets_it_again(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "add_outbox": lambda s: s.add_outbox([("t", "s", 1, b"{}", None, 1.0)]),
     "outbox": lambda s: s.outbox(0, 1),
     "outbox_size": lambda s: s.outbox_size(),
+    "outbox_copies": lambda s: s.outbox_copies(),
     "delete_outbox": lambda s: s.delete_outbox([1]),
     "add_command": lambda s: s.add_command(**_COMMAND),
     "command": lambda s: s.command(1),

@@ -55,6 +55,7 @@ EVERYDAY = [  # commands behind an entity of Home Assistant
     "goip/goip1/cmd/refresh",
     "goip/bridge/cmd/inbox",
 ]
+FOR_HOME_ASSISTANT = ["goip/goip1/homeassistant/sms/in", "goip/bridge/homeassistant/event"]
 RISKY = [
     "goip/goip1/cmd/imei/set",
     "goip/goip1/cmd/imei/get",
@@ -73,6 +74,7 @@ WRITERS = [
     (["homeassistant/device/goip_home_goip1/config"], {"bridge", "homeassistant"}),
     (["homeassistant/sensor/other/config", "homeassistant/status"], {"homeassistant"}),
     (["reply/sender/1"], {"bridge"}),
+    (FOR_HOME_ASSISTANT, {"bridge", "admin"}),
     (["elsewhere", "goipx/goip1/cmd/sms", "$SYS/broker/uptime"], set()),
 ]
 READERS = [
@@ -80,6 +82,7 @@ READERS = [
     ([*SMS, *EVERYDAY, *RISKY], {"bridge", "admin"}),
     (["homeassistant/device/goip_home_goip1/config", "homeassistant/status"], {"bridge", "admin", "homeassistant"}),
     (["homeassistant/sensor/other/config"], {"admin", "homeassistant"}),
+    (FOR_HOME_ASSISTANT, {"bridge", "admin", "homeassistant"}),
     (["reply/sender/1"], {"sender"}),
     (["reply/reader/a/b"], {"reader"}),
     (["reply/bridge/1"], {"bridge"}),

@@ -14,6 +14,7 @@ from bridge.publisher import (
     HELD_S,
     IN_MEMORY,
     LASTING_S,
+    MOST_COPIES,
     PARK_S,
     Item,
     Publisher,
@@ -825,3 +826,192 @@ def test_removals_that_are_refused_are_kept_in_a_bounded_number(desk: Desk) -> N
     while new := desk.drain():
         desk.acknowledge(*range(len(desk.link.sent) - len(new) + 1, len(desk.link.sent) + 1), code=REFUSED)
     assert len(desk.publisher._states) == len(desk.publisher._parked) == len(desk.publisher._delays) == IN_MEMORY
+
+
+# -- copies for Home Assistant ---------------------------------------------------------------------------------------
+
+NOBODY = 0x10
+
+
+def add_with_copy(desk: Desk, *names: str, schema: str = "sms_in", at: float = 1.0, expiry_s: int = 86400) -> None:
+    """Facts, and their copies behind them."""
+    rows = [(f"goip/a/{name}", schema, expiry_s, b'{"n":1}', None, at) for name in names]
+    with desk.store.transaction():
+        first = desk.store.add_outbox(rows)
+        copies = [("goip/a/homeassistant/" + row[0][7:], *row[1:], first + i) for i, row in enumerate(rows)]
+        desk.store.add_outbox(copies)
+    desk.publisher.add(desk.store.outbox(first - 1, 2 * len(rows)))
+
+
+def home(desk: Desk, there: bool) -> None:
+    desk.publisher.set_at_home(there)
+
+
+def restart(desk: Desk) -> None:
+    """As after kill -9: what was not committed is forgotten."""
+    again = Publisher(desk.store, lambda: 1_800_000_000.0, Topics("goip"))
+    again.link, desk.publisher = desk.publisher.link, again
+    desk.link.open = 0
+    again.connected()
+    assert BIRTH in desk.drain()
+    desk.acknowledge(len(desk.link.sent))
+
+
+def test_copies_wait_until_home_assistant_is_there_and_nothing_else_does(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    add_with_copy(desk, "1", "2")
+    assert desk.settle() == ["goip/a/1", "goip/a/2"]
+    desk.store_done()
+    assert desk.publisher.waiting == 0
+    assert desk.publisher.oldest is None, "the broker has all that is for it"
+    assert desk.publisher.idle
+    add_with_copy(desk, "3")
+    home(desk, True)
+    assert desk.settle() == ["goip/a/homeassistant/1", "goip/a/homeassistant/2", "goip/a/3", "goip/a/homeassistant/3"]
+    add_with_copy(desk, "4")
+    assert desk.settle() == ["goip/a/4", "goip/a/homeassistant/4"], "at once"
+    desk.store_done()
+    home(desk, False)
+    home(desk, True)
+    assert desk.settle() == [], "once"
+    assert desk.store.outbox_size()[0] == desk.publisher.waiting == 0
+
+
+def test_copies_wait_over_a_restart_and_are_published_once(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    add_with_copy(desk, "1")
+    desk.settle()
+    desk.store_done()
+    restart(desk)
+    assert (desk.settle(), desk.publisher.waiting, desk.publisher.oldest) == ([], 0, None)
+    home(desk, True)
+    assert desk.settle() == ["goip/a/homeassistant/1"]
+    desk.store_done()
+    restart(desk)
+    home(desk, True)
+    assert desk.settle() == []
+
+
+def test_a_copy_on_its_way_when_the_connection_ends_waits_for_home_assistant_again(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    home(desk, True)
+    add_with_copy(desk, "1")
+    assert desk.drain() == ["goip/a/1", "goip/a/homeassistant/1"]
+    desk.end(closed=False)
+    home(desk, False)
+    desk.publisher.connected()
+    assert desk.settle() == [BIRTH, "goip/a/1"]
+    home(desk, True)
+    assert desk.settle() == ["goip/a/homeassistant/1"]
+
+
+def test_a_copy_that_nobody_was_there_for_waits(desk: Desk) -> None:
+    """A Home Assistant that reloads its integration says nothing before."""
+    desk.publisher.connected()
+    desk.settle()
+    home(desk, True)
+    add_with_copy(desk, "1")
+    assert desk.drain() == ["goip/a/1", "goip/a/homeassistant/1"]
+    desk.acknowledge(2)
+    desk.acknowledge(3, code=NOBODY)
+    assert desk.drain() == []
+    home(desk, False)
+    home(desk, True)
+    assert desk.settle() == ["goip/a/homeassistant/1"]
+    desk.store_done()
+    assert desk.store.outbox_size()[0] == 0
+
+
+def told(desk: Desk, *answers: tuple[int, int]) -> list[str]:
+    desk.link.open -= len(answers)
+    return [item.topic for item, _ in desk.publisher.acknowledged(list(answers), desk.now)]
+
+
+def test_that_nobody_heard_a_fact_is_told_only_when_home_assistant_did_not_either(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    add_with_copy(desk, "1")
+    desk.drain()
+    assert told(desk, (2, NOBODY)) == ["goip/a/1"], "it is away"
+    home(desk, True)
+    add_with_copy(desk, "2", "3")
+    desk.drain()
+    assert [publication.topic for publication in desk.link.sent[2:]] == [
+        "goip/a/homeassistant/1", "goip/a/2", "goip/a/3", "goip/a/homeassistant/2", "goip/a/homeassistant/3",
+    ]  # fmt: skip
+    assert told(desk, (3, 0), (4, NOBODY), (5, NOBODY), (6, 0)) == []
+    assert told(desk, (7, NOBODY)) == ["goip/a/3"]
+    assert not desk.publisher._unheard
+
+
+def test_copies_are_dropped_after_an_hour_or_when_the_fact_expires(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    add_with_copy(desk, "sms/in", at=1000.0)
+    add_with_copy(desk, "call", schema="call", at=1000.0, expiry_s=600)
+    desk.settle()
+    desk.store_done()
+    assert [desk.publisher.drop_copies(at) for at in (1600.0, 1600.1, 4600.0)] == [0, 1, 0]
+    restart(desk)
+    assert [desk.publisher.drop_copies(at) for at in (4600.0, 4600.1)] == [1, 1], "the first was not committed"
+    home(desk, True)
+    desk.store_done()
+    assert desk.settle() == []
+    assert desk.store.outbox_size()[0] == desk.publisher.waiting == 0
+
+
+def test_a_copy_that_is_dropped_while_it_is_on_its_way_is_deleted_once(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    home(desk, True)
+    add_with_copy(desk, "1", at=1000.0)
+    add_with_copy(desk, "2", at=1000.0)
+    assert len(desk.drain()) == 4
+    assert desk.publisher.drop_copies(5000.0) == 2
+    desk.acknowledge(2, 3, 4)
+    desk.store_done()
+    assert desk.store.outbox_size()[0] == 0
+    desk.end(closed=False)  # the last was not acknowledged
+    desk.publisher.connected()
+    assert "goip/a/homeassistant/2" not in desk.settle()
+    assert desk.publisher.waiting == 0
+    assert desk.publisher.take_done() == []
+
+
+def test_however_many_copies_wait_the_newest_of_each_kind_are_kept(desk: Desk) -> None:
+    desk.publisher.connected()
+    desk.settle()
+    add_with_copy(desk, "sms/in")
+    for start in range(0, MOST_COPIES + 300, 100):
+        add_with_copy(desk, *(f"delivery/{n}" for n in range(start, start + 100)), schema="delivery")
+    desk.settle()
+    desk.store_done()
+    assert desk.publisher.drop_copies(2.0) == 300
+    desk.store_done()
+    home(desk, True)
+    published = desk.settle()
+    assert published[0] == "goip/a/homeassistant/sms/in", "a flood of others takes no room from an SMS"
+    assert published[1:] == [f"goip/a/homeassistant/delivery/{n}" for n in range(300, MOST_COPIES + 300)]
+
+
+def test_a_topic_of_copies_for_which_the_broker_closes_holds_up_nothing_else(desk: Desk) -> None:
+    def bears(publication: Publication) -> bool:
+        return "homeassistant" not in publication.topic
+
+    desk.publisher.connected()
+    desk.settle()
+    home(desk, True)
+    add_with_copy(desk, "sms/in")
+    desk.end(closed=False)
+    convicted = desk.find(bears, at_most=10)
+    assert convicted[-1] == "goip/a/homeassistant/sms/in"
+    add_with_copy(desk, "sms/in")
+    assert desk.go_on(bears)[0] == ["goip/a/sms/in"]
+    home(desk, False)
+    desk.now += HELD_S[0] + 1
+    assert desk.go_on(bears)[0] == [], "it is not tried while nobody would hear it"
+    home(desk, True)
+    assert desk.settle() == ["goip/a/homeassistant/sms/in"] * 2, "it bears them now"

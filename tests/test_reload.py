@@ -47,7 +47,9 @@ class World:
         self.bridge.received([Incoming(f"goip/{topic}", body, False, False, response_topic, None, self._mid, 1)])
 
     def facts(self, schema: str) -> list[dict[str, Any]]:
-        return [json.loads(row.body) for row in self.store.outbox(0, 10_000) if row.schema == schema]
+        return [
+            json.loads(row.body) for row in self.store.outbox(0, 10_000) if row.schema == schema and not row.copy_of
+        ]
 
     def outcomes(self) -> list[str]:
         return [fact["event_type"] for fact in self.facts("delivery")]

@@ -14,7 +14,7 @@ from homeassistant.core import HomeAssistant
 from homeassistant.helpers import device_registry as dr
 from homeassistant.helpers import entity_registry as er
 from pytest_homeassistant_custom_component.common import MockConfigEntry
-from world import PASSWORDS, World, running, until
+from world import PASSWORDS, World, running, until, until_now
 
 CONTACTS = {"anna": "+4915112345678", "ben": "+4915112345679", "notify": "+4915112345670"}
 GROUPS = {"family": ["anna", "ben"]}
@@ -31,6 +31,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for number in range(1, 9)
     }
     with running(directory, lines=lines, contacts=CONTACTS, groups=GROUPS) as shared:
+        shared.mqtt.publish("homeassistant/status", "online")  # for all those that say no birth
+        until_now(lambda: "Home Assistant is there" in shared.log, "the bridge knows that Home Assistant is there")
         yield shared
 
 
@@ -151,8 +153,8 @@ def config_folder(make: Make, hass: HomeAssistant, tmp_path: Path) -> Path:
 async def connect(hass: HomeAssistant, port: int, *, birth: bool = False) -> Home:
     """Set up the MQTT integration as its dialogue would, with the access rights of Home Assistant.
 
-    It says its birth five seconds after the last device came: on request only, since it would fall into the end of a
-    test.
+    It says its birth five seconds after the last device came, and then its will in the end: on request only, since it
+    would fall into the end of a test, and the shared world would lose its Home Assistant.
     """
     entry = MockConfigEntry(
         domain="mqtt",
@@ -166,7 +168,7 @@ async def connect(hass: HomeAssistant, port: int, *, birth: bool = False) -> Hom
             "username": "homeassistant",
             "password": PASSWORDS["homeassistant"],
         },
-        options={} if birth else {"birth_message": {}},
+        options={} if birth else {"birth_message": {}, "will_message": {}},
     )
     entry.add_to_hass(hass)
     assert await hass.config_entries.async_setup(entry.entry_id)

@@ -42,8 +42,8 @@ LINE = """
     call_interval   number         config       off
     ussd_code       text           config       on
     call_drop       button         -            on
-    module_reboot   button         -            on
-    refresh         button         -            on
+    module_reboot   button         config       on
+    refresh         button         diagnostic   on
 """
 
 GATEWAY = """
@@ -62,7 +62,7 @@ BRIDGE = """
     restart         button         config       on
 """
 
-TRIGGERS = {("sms_received", "line"), ("call_ringing", "line")}
+TRIGGERS = {("sms_received", "SMS received"), ("call_ringing", "Call ringing")}
 "Type and subtype of a line's device triggers."
 
 

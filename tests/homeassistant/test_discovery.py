@@ -48,6 +48,9 @@ async def test_the_devices_hang_together(home: Home) -> None:
     for line in lines:
         assert devices[line].via_device_id == devices["goip_home_gateway_rack1"].id
         assert devices[line].manufacturer == "DBL"
+        assert devices[line].serial_number == f"86000002000000{line[-1]}"
+        assert devices[line].configuration_url == "http://127.0.0.1"
+    assert devices["goip_home_gateway_rack1"].configuration_url == "http://127.0.0.1"
     assert re.fullmatch(r"\d+\.\d+\.\d+", devices["goip_home_bridge"].sw_version or "")
 
 
@@ -82,10 +85,10 @@ async def test_states_are_what_the_gateway_says(home: Home, world: World) -> Non
     assert -85 <= int(home.state("sensor.goip_home_goip1_signal") or 0) <= -57  # CSQ 14 to 28 in the simulator
     unit = home.attribute("sensor.goip_home_goip1_signal", "unit_of_measurement")
     assert (unit, home.attribute("sensor.goip_home_goip1_signal", "device_class")) == ("dBm", "signal_strength")
-    assert home.state("sensor.goip_home_goip1_gsm") == "login"
+    assert home.state("sensor.goip_home_goip1_gsm") == "Registered"
     assert home.state("binary_sensor.goip_home_goip1_registered") == "on"
     assert home.state("binary_sensor.goip_home_goip1_online") == "on"
-    assert home.state("sensor.goip_home_goip1_call_state") == "idle"
+    assert home.state("sensor.goip_home_goip1_call_state") == "Idle"
     assert home.state("binary_sensor.goip_home_goip1_in_call") == "off"
     assert home.state("binary_sensor.goip_home_goip1_problem") == "off"
     assert home.attribute("binary_sensor.goip_home_goip1_problem", "problems") == []
@@ -202,13 +205,13 @@ async def test_an_sms_and_a_call_fire_the_device_triggers(hass: HomeAssistant, h
                         "domain": "mqtt",
                         "device_id": device,
                         "type": kind,
-                        "subtype": "line",
+                        "subtype": subtype,
                     },
                     "actions": {"event": "sms_seen", "event_data": {"what": f"{kind} {{{{ {value} }}}}"}},
                 }
-                for kind, value in (
-                    ("sms_received", "trigger.payload_json.text"),
-                    ("call_ringing", "trigger.payload_json.number"),
+                for kind, subtype, value in (
+                    ("sms_received", "SMS received", "trigger.payload_json.text"),
+                    ("call_ringing", "Call ringing", "trigger.payload_json.number"),
                 )
             ]
         },
@@ -232,13 +235,13 @@ async def test_a_call_is_shown_and_dropped(home: Home, world: World) -> None:
     await home.call("button.press", "button.goip_home_goip6_call_drop")
     await until(lambda: [r for r in world.radio("call_end") if r["line"] == "goip6"], "the call ended at the gateway")
     await home.becomes("binary_sensor.goip_home_goip6_in_call", "off")
-    await home.becomes("sensor.goip_home_goip6_call_state", "idle")
+    await home.becomes("sensor.goip_home_goip6_call_state", "Idle")
 
 
 async def test_the_module_switches_off_and_on(home: Home, world: World) -> None:
     await home.call("switch.turn_off", "switch.goip_home_goip7_module")
     await home.becomes("switch.goip_home_goip7_module", "off")
-    await home.becomes("sensor.goip_home_goip7_gsm", "logout")
+    await home.becomes("sensor.goip_home_goip7_gsm", "Not registered")
     await home.becomes("binary_sensor.goip_home_goip7_registered", "off")
     await home.becomes("binary_sensor.goip_home_goip7_problem", "on")
     await until(
@@ -247,6 +250,7 @@ async def test_the_module_switches_off_and_on(home: Home, world: World) -> None:
     assert home.state("sensor.goip_home_goip7_signal") == "unknown"
     assert set(home.hass.states.get("binary_sensor.goip_home_goip7_problem").attributes) == {
         "problems",
+        "command_topic",
         "device_class",
         "friendly_name",
     }

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import expected
 import pytest
 import yaml
 from conftest import CONTACTS, Home
-from homeassistant.core import HomeAssistant
+from homeassistant.core import Event, EventStateChangedData, HomeAssistant
 from homeassistant.setup import async_setup_component
-from homeassistant.util.yaml import parse_yaml
+from homeassistant.util.yaml import load_yaml, parse_yaml
 from world import PYTHON, REPOSITORY, World, until
 
 PAGE = (REPOSITORY / "docs/homeassistant.md").read_text()
@@ -94,6 +95,39 @@ async def test_an_sms_is_shown_as_the_page_says(home: Home, world: World, alias:
     title, message = notifications(home.hass)[0]
     assert title.endswith(CONTACTS["anna"])
     assert message == "show {{ 1 }}"
+
+
+async def test_with_all_examples_together_every_sms_comes_once(home: Home, world: World) -> None:
+    """To each automation and to the entity: a broker sends what matches two subscriptions twice."""
+    blocks = [parse_yaml(block.replace("THE_ID_OF_THE_DEVICE", home.device("goip_home_goip1").id)) for block in BLOCKS]
+    package = load_yaml(str(REPOSITORY / "examples/homeassistant/package.yaml"))
+    parts = [block["automation"] for block in [*blocks, package] if isinstance(block, dict) and "automation" in block]
+    automations = [automation for part in parts for automation in part]
+    assert len(automations) >= 6
+    await async_setup_component(home.hass, "persistent_notification", {})
+    assert await async_setup_component(home.hass, "automation", {"automation": automations})
+    triggered, told = Counter[str](), Counter[str]()
+    home.hass.bus.async_listen("automation_triggered", lambda event: triggered.update([event.data["name"]]))
+
+    def count(event: Event[EventStateChangedData]) -> None:
+        state = event.data["new_state"]
+        if (
+            event.data["entity_id"] == "event.goip_home_goip1_sms_in"
+            and state is not None
+            and "text" in state.attributes
+        ):
+            told.update([state.attributes["text"]])
+
+    home.hass.bus.async_listen("state_changed", count)
+    reading = {"Answer every SMS", "Show SMS of Anna", "Show every SMS"}
+    for number, text in enumerate(("first", "second", "third"), 1):  # one that came twice would be there by the next
+        world.sms("goip1", CONTACTS["anna"], text)
+        await until(
+            lambda n=number: all(triggered[name] >= n for name in reading) and told[text] >= 1,  # noqa: B023
+            f"all have heard of the {text} SMS, not only {triggered}",
+        )
+    assert {name: triggered[name] for name in reading} == dict.fromkeys(reading, 3)
+    assert told == {"first": 1, "second": 1, "third": 1}
 
 
 async def test_a_failure_is_told_as_the_page_says(home: Home, world: World) -> None:

@@ -107,13 +107,13 @@ async def test_a_wrong_pin_and_a_wrong_sender_do_nothing_but_tell(world: World, 
 
 
 async def test_a_command_that_is_told_twice_acts_once(home: Home, world: World, commands: list[dict[str, Any]]) -> None:
-    seen = len(world.mqtt.on("goip/goip2/sms/in"))
+    seen = len(world.mqtt.on("goip/goip2/homeassistant/sms/in"))
     world.sms("goip2", ANNA, "4711 open gate")
     await until(lambda: len(commands) == 1, "the action ran")
-    fact = world.mqtt.on("goip/goip2/sms/in")[seen]
-    world.mqtt.publish("goip/goip2/sms/in", fact)
+    fact = world.mqtt.on("goip/goip2/homeassistant/sms/in")[seen]
+    world.mqtt.publish("goip/goip2/homeassistant/sms/in", fact)
     late = fact.replace(b'"at":"20', b'"at":"19').replace(b'"id":"', b'"id":"late-')
-    world.mqtt.publish("goip/goip2/sms/in", late)
+    world.mqtt.publish("goip/goip2/homeassistant/sms/in", late)
     world.sms("goip2", ANNA, "4711 light")
     await until(lambda: commands[1:] == [{"what": "light"}], "the next one, and neither the repeat nor the late one")
 
@@ -130,7 +130,7 @@ async def alarm(home: Home, config_folder: Path, **changes: Any) -> list[dict[st
         "people": [ANNA, BEN],
         "wait": 1,
         "rounds": 1,
-        "topic": "goip/goip3",
+        "line": home.device("goip_home_goip3").id,
         "sms_in": "event.goip_home_goip3_sms_in",
         "delivery": "event.goip_home_goip3_delivery",
         "answered": [{"event": "done", "event_data": {"by": "from {{ reply['from'] }}", "text": "{{ reply.text }}"}}],
@@ -197,7 +197,7 @@ async def package(hass: HomeAssistant, world: World) -> Home:
     assert home.state("input_text.sms_command_memory") is not None
 
     def told() -> object:
-        world.mqtt.publish("goip/goip8/cmd/sms", {})
+        world.mqtt.publish("goip/goip1/cmd/sms", {})
         return home.attribute("automation.tell_of_refused_sms", "last_triggered")
 
     await until(told, "Home Assistant is subscribed to results and tells of a refused command")

@@ -1,6 +1,7 @@
 """What changes over time: names, lines, deleted devices, restarts of all three, and a broker that forgets."""
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import CONTACTS, Complaints, Home, Make, connect, settled
 from homeassistant.core import HomeAssistant
 from homeassistant.helpers import entity_registry as er
 from homeassistant.setup import async_setup_component
+from pytest_homeassistant_custom_component.common import async_test_home_assistant
 from world import World, until
 
 LINE1, LINE2 = "goip_home_goip1", "goip_home_goip2"
@@ -290,6 +292,10 @@ async def test_a_broker_that_forgot_everything_is_told_again(
     world = make()
     home = await started(hass, world)
     before = set(home.entities())
+    await until(
+        lambda: all("serial_number" in world.mqtt.configs()[line]["device"] for line in (LINE1, LINE2)),
+        "what the lines told of their hardware is announced",
+    )
     configs = world.mqtt.configs()
     world.broker.kill()
     await home.becomes(SIGNAL, "unavailable")
@@ -331,3 +337,170 @@ async def test_the_restart_button_restarts_the_bridge(hass: HomeAssistant, make:
     await until(lambda: world.mqtt.json("goip/bridge/info")["started_at"] != before, "another run of the bridge")
     await home.becomes(SIGNAL, is_number)
     await settled(home, world)
+
+
+# -- what comes while Home Assistant is away -------------------------------------------------------------------------
+
+ANNA = CONTACTS["anna"]
+
+
+class Diary:
+    """What Home Assistant's automations and its event entity make of SMS: one by the device trigger, one by topic."""
+
+    def __init__(self, hass: HomeAssistant) -> None:
+        self.by: dict[str, list[str]] = {"device": [], "topic": []}
+        self.hass = hass
+        hass.bus.async_listen("sms_seen", lambda event: self.by[event.data["by"]].append(event.data["text"]))
+
+    async def open(self, home: Home) -> None:
+        """With the exact topic of the page, beside the entity that is subscribed to it as well."""
+        device = {
+            "domain": "mqtt",
+            "device_id": home.device(LINE1).id,
+            "type": "sms_received",
+            "subtype": "SMS received",
+        }
+        triggers: dict[str, dict[str, Any]] = {
+            "device": {"trigger": "device"} | device,
+            "topic": {"trigger": "mqtt", "topic": "goip/goip1/homeassistant/sms/in"},
+        }
+        action = {"text": "{{ trigger.payload_json.text }}"}
+        automations = [
+            {
+                "alias": by,
+                "mode": "queued",
+                "max": 50,
+                "triggers": [trigger],
+                "actions": [{"event": "sms_seen", "event_data": action | {"by": by}}],
+            }
+            for by, trigger in triggers.items()
+        ]
+        assert await async_setup_component(self.hass, "automation", {"automation": automations})
+        await self.hass.async_block_till_done()
+
+    async def has(self, *texts: str) -> None:
+        """Each of them once, in this order."""
+        wanted = {"device": list(texts), "topic": list(texts)}
+        await until(lambda: all(len(told) >= len(texts) for told in self.by.values()), f"{wanted}, not {self.by}", 120)
+        assert self.by == wanted
+
+
+def published(world: World, text: str) -> bool:
+    """An SMS came, and everybody else has heard it."""
+    return any(text.encode() in payload for payload in world.mqtt.on("goip/goip1/sms/in"))
+
+
+async def sms(world: World, *texts: str) -> None:
+    for text in texts:
+        world.sms("goip1", ANNA, text)
+        await until(lambda text=text: published(world, text), f"the SMS {text}")
+
+
+async def knows_that_it_is_there(world: World, times: int = 1) -> None:
+    await until(lambda: world.log.count("Home Assistant is there") >= times, "the bridge knows that it is there", 90)
+
+
+async def stop(home: Home) -> None:
+    """The end of its process: it leaves its connection to the kernel, and the broker tells its will."""
+    client = home.hass.data["mqtt"].client
+    await home.hass.async_stop(force=True)
+    client._mqttc.socket().shutdown(socket.SHUT_RDWR)
+    await until(lambda: not client.connected, "it is disconnected")
+
+
+async def test_sms_that_come_while_home_assistant_restarts_are_told_once(
+    hass: HomeAssistant, make: Make, complaints: Complaints
+) -> None:
+    complaints.excused += ["Disconnected from MQTT server", "Error returned from MQTT server"]
+    world = make()
+    home = await started(hass, world, birth=True)
+    diary = Diary(hass)
+    await diary.open(home)
+    await knows_that_it_is_there(world)
+    await sms(world, "before")
+    await diary.has("before")
+
+    await stop(home)
+    await until(lambda: "Home Assistant is away" in world.log, "the bridge knows that it is away")
+    await sms(world, "while it is away", "and another one")
+    world.stop_bridge()
+    world.start_bridge()
+    await sms(world, "after a restart of the bridge")
+    async with async_test_home_assistant() as another:
+        another.config.config_dir = hass.config.config_dir
+        home, diary = await started(another, world, birth=True), Diary(another)
+        await diary.open(home)
+        missed = ("while it is away", "and another one", "after a restart of the bridge")
+        await diary.has(*missed)
+        assert home.attribute(f"event.{LINE1}_sms_in", "text") == missed[-1]
+        await sms(world, "at once")
+        await diary.has(*missed, "at once")
+        await stop(home)
+    texts = [json.loads(fact)["text"] for fact in world.mqtt.on("goip/goip1/sms/in")]
+    assert texts == ["before", *missed, "at once"], "nobody else waits for it, or hears anything twice"
+
+
+@pytest.mark.parametrize("persistence", [False, True])
+async def test_sms_that_come_while_the_broker_restarts_are_told_once(
+    hass: HomeAssistant, make: Make, complaints: Complaints, persistence: bool
+) -> None:
+    complaints.excused += ["Disconnected from MQTT server", "The connection was lost", "Failed to connect to MQTT"]
+    world = make(persistence=persistence)
+    home = await started(hass, world, birth=True)
+    diary = Diary(hass)
+    await diary.open(home)
+    await knows_that_it_is_there(world)
+    world.broker.terminate()
+    await home.becomes(SIGNAL, "unavailable")
+    world.sms("goip1", ANNA, "without a broker")
+    await until(lambda: received(world, "without a broker"), "the bridge has it")
+    world.broker.start()
+    world.sms("goip1", ANNA, "before Home Assistant is back")
+    await until(lambda: received(world, "before Home Assistant is back"), "the bridge has this one too")
+    assert home.state(SIGNAL) == "unavailable", "it takes 10 s to connect again"
+    assert not diary.by["topic"]
+    await diary.has("without a broker", "before Home Assistant is back")
+    await sms(world, "at once")
+    await diary.has("without a broker", "before Home Assistant is back", "at once")
+
+
+def received(world: World, text: str) -> bool:
+    return any(record["text"] == text for record in world.radio("received"))
+
+
+async def test_sms_that_come_while_the_bridge_restarts_are_told_once(hass: HomeAssistant, make: Make) -> None:
+    """Nobody says then that Home Assistant is there: it is taken to be there after a minute."""
+    world = make()
+    home = await started(hass, world, birth=True)
+    diary = Diary(hass)
+    await diary.open(home)
+    await knows_that_it_is_there(world)
+    world.stop_bridge()
+    world.sms("goip1", ANNA, "without a bridge")
+    world.start_bridge()
+    await until(lambda: published(world, "without a bridge"), "the gateway offers it again")
+    await sms(world, "after the restart")
+    facts = [json.loads(fact)["text"] for fact in world.mqtt.on("goip/goip1/sms/in")]
+    assert sorted(facts) == ["after the restart", "without a bridge"], "in whatever order the gateway offers them"
+    await diary.has(*facts)
+
+
+async def test_sms_that_come_while_the_integration_is_reloaded_are_told_once(hass: HomeAssistant, make: Make) -> None:
+    """It says no goodbye then; the broker says that nobody is subscribed. The device trigger does not count: since its
+    reload Home Assistant fires it twice, whatever comes.
+    """
+    world = make()
+    home = await started(hass, world, birth=True)
+    diary = Diary(hass)
+    await diary.open(home)
+    await knows_that_it_is_there(world)
+    world.mqtt.look_away()
+    await hass.config_entries.async_unload(home.entry.entry_id)
+    assert "Home Assistant is away" not in world.log
+    await sms(world, "while it is reloaded")
+    await hass.config_entries.async_setup(home.entry.entry_id)
+    await settled(home, world)
+    await until(lambda: diary.by["topic"], "the SMS", 90)
+    await sms(world, "at once")
+    await until(lambda: diary.by["topic"][1:], "the SMS", 90)
+    assert diary.by["topic"] == ["while it is reloaded", "at once"]

@@ -87,6 +87,13 @@ class Watcher:
             self.retained.pop(message.topic, None)
         self.seen.append((message.topic, message.payload))
 
+    def look_away(self) -> None:
+        """From what is for Home Assistant alone: with somebody subscribed to everything nothing is ever unheard."""
+        filters = ("homeassistant/#", "goip/+/sms/#", "goip/+/availability", "goip/bridge/info")
+        self._client.subscribe([(each, paho.SubscribeOptions(qos=1, retainAsPublished=True)) for each in filters])
+        self._client.unsubscribe("#")
+        self.publish("goip/looked/away")  # answered behind both
+
     def on(self, topic: str) -> list[bytes]:
         """The payloads seen on a topic."""
         return [payload for seen, payload in list(self.seen) if seen == topic]
@@ -118,11 +125,11 @@ class Watcher:
 class World:
     """One broker, one bridge, one gateway with eight lines `goip1` … `goip8`."""
 
-    def __init__(self, directory: Path, **config: Any) -> None:
+    def __init__(self, directory: Path, *, persistence: bool = False, **config: Any) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         acl = (REPOSITORY / "mosquitto/acl").read_text() + "\nuser admin\ntopic readwrite #\n"
-        self.broker = Mosquitto(directory, passwords=PASSWORDS, acl=acl)
+        self.broker = Mosquitto(directory, passwords=PASSWORDS, acl=acl, persistence=persistence)
         self.config: dict[str, Any] = {
             "instance": "home",
             "mqtt": {

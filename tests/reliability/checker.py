@@ -407,6 +407,7 @@ class View:
     def _sort_messages(self) -> None:
         first: dict[tuple[str, str, int], Fact] = {}
         boots: dict[str, int] = {}
+        copies: list[tuple[str, str, int, dict[str, Any]]] = []
         for message in self.history.messages:
             payload = _object(message.payload)
             if payload is None or "seq" not in payload or "boot" not in payload:
@@ -414,6 +415,9 @@ class View:
             if message.retain:
                 self.retained_facts.append(message)
             boot, seq = str(payload["boot"]), int(payload["seq"])
+            if "/homeassistant/" in message.topic:
+                copies.append((message.topic.replace("/homeassistant/", "/"), boot, seq, payload))
+                continue
             boots.setdefault(boot, len(boots))
             known = first.get((message.topic, boot, seq))
             if known is None:
@@ -421,6 +425,10 @@ class View:
                 continue
             self.counts.republished += 1
             if _without_ts(known.payload) != _without_ts(payload):
+                self.contradictions.append((known.payload, payload))
+        for topic, boot, seq, payload in copies:  # for Home Assistant; those that it did not come for are dropped
+            known = first.get((topic, boot, seq))
+            if known is not None and _without_ts(known.payload) != _without_ts(payload):
                 self.contradictions.append((known.payload, payload))
         for fact in sorted(first.values(), key=lambda fact: (boots[fact.boot], fact.seq)):
             fact.order = boots[fact.boot] << 40 | fact.seq

@@ -113,11 +113,11 @@ MUTATIONS = (
                 "            self._in_flight[token] = item\n",
                 "            self._in_flight[token] = item\n"
                 "            if isinstance(item, OutboxRow):\n"
-                "                self._done.append(item.n)\n",
+                "                self._finish(item)\n",
             ),
             (
                 "bridge/publisher.py",
-                "                self._done.append(item.n)\n                if self._delays.pop(",
+                "                    self._finish(item)\n                if self._delays.pop(",
                 "                if self._delays.pop(",
             ),
         ),
@@ -126,7 +126,7 @@ MUTATIONS = (
     ),
     Mutation(
         "outbox: what an earlier run left is not published",
-        (("bridge/publisher.py", "        self._more = self.waiting > 0\n", "        self._more = False\n"),),
+        (("bridge/publisher.py", "        self._more = self._rows > 0\n", "        self._more = False\n"),),
     ),
     Mutation(
         "sendids are used again after a restart",
