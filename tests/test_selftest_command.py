@@ -91,13 +91,11 @@ class Outcome:
 
 
 async def command_line(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bridge", "selftest", *arguments, cwd=folder, stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment(),
+    ended = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-m", "bridge", "selftest", *arguments], cwd=folder, text=True,
+        stdin=subprocess.DEVNULL, capture_output=True, env=environment(), timeout=LIMIT_S,
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(), LIMIT_S)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 def environment() -> dict[str, str]:
