@@ -382,4 +382,4 @@ async def test_only_what_was_asked_for_is_heard(tmp_path):
                         heard.append(str(message.topic))
                         if heard[-1] == "end":
                             break
-    assert heard == ["mine", "end"]
+    assert set(heard) == {"mine", "end"}, "the first may come twice: as the client connects, and when it subscribes"
