@@ -72,11 +72,13 @@ clean: ## Remove the environment and all that was generated
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
 $(VENV)/.dev: pyproject.toml | $(PY)
-	$(INSTALL) --editable '.[embedded,dev]'
+	@echo "Installing the bridge, and what its tests and checks need, into $(VENV): once, half a minute to two"
+	@$(INSTALL) --editable '.[embedded,dev]'
 	@touch $(VENV)/.embedded $@
 
 $(VENV)/.embedded: pyproject.toml | $(PY)
-	$(INSTALL) --editable '.[embedded]'
+	@echo "Installing the bridge and a broker in Python into $(VENV): once, a quarter of a minute to one"
+	@$(INSTALL) --editable '.[embedded]'
 	@touch $@
 
 # Debian's python3 has no ensurepip, and so no complete venv, until python3-venv is installed; its pip, where there is
@@ -88,6 +90,7 @@ $(PY):
 	    exit 1; \
 	} >&2
 	@rm -rf $(VENV)
+	@echo "Making an environment of $$($(PYTHON) --version) in $(VENV): a few seconds"
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
 	    $(PYTHON) -m venv $(VENV); \
 	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import aiomqtt
 from aiomqtt import ProtocolVersion
 from aiomqtt.exceptions import MqttConnectError
-from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, DisconnectFlags
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, DisconnectFlags, MQTTMessage, topic_matches_sub
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -50,13 +50,18 @@ class ConnectError(ClientError):
 
 
 class Client(aiomqtt.Client):
-    """aiomqtt, which also tells what the broker answered to a publish, and when it hangs up instead of answering."""
+    """aiomqtt, which also tells what the broker answered to a publish, and when it hangs up instead of answering.
+
+    `messages` has what `listen` asked for, and nothing else: amqtt sends each client, as it connects, also what is
+    retained on the topics that others have subscribed to, and that again when the client subscribes to them itself.
+    """
 
     version: Literal["5", "3.1.1"]
     url: str
     session_present = False
     "The broker had a session of our client id."
     _code = 0
+    _filters: tuple[str, ...] = ()
 
     async def send(
         self, topic: str, payload: str | bytes, *, retain: bool = False, properties: Properties | None = None
@@ -68,6 +73,7 @@ class Client(aiomqtt.Client):
 
     async def listen(self, *filters: str, qos: int = 1) -> list[str]:
         """Subscribe; those filters that the broker refused."""
+        self._filters += filters  # before the SUBACK: brokers may send the first messages ahead of it
         codes = await self.subscribe([(topic_filter, qos) for topic_filter in filters])
         values = [code.value if isinstance(code, ReasonCode) else code for code in codes]
         return [topic_filter for topic_filter, value in zip(filters, values, strict=True) if value >= REFUSED]
@@ -79,6 +85,10 @@ class Client(aiomqtt.Client):
         if self.session_present:  # somebody else's: what waits in it is for him, and is not acknowledged here
             client.manual_ack_set(True)
         super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:
+        if any(topic_matches_sub(topic_filter, message.topic) for topic_filter in self._filters):
+            super()._on_message(client, userdata, message)
 
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
@@ -97,6 +107,27 @@ class Client(aiomqtt.Client):
         if not self._connected.done():  # aiomqtt would wait for a CONNACK that can't come any more
             self._connected.set_exception(aiomqtt.MqttError("closed by the broker"))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+
+class Presence:
+    """Whether the bridge is there, as its `bridge/availability` says."""
+
+    def __init__(self) -> None:
+        self.said: str | None = None
+        "The last word; None before the first one."
+
+    def hear(self, payload: bytes, *, retained: bool) -> str | None:
+        """A message on `bridge/availability`; what to warn of, where the bridge went away or was restarted meanwhile.
+
+        A broker may deliver what is retained more than once: only a word that changed, or one published just now, is
+        news.
+        """
+        before, self.said = self.said, read_text(payload)
+        if before is None or (retained and self.said == before):
+            return None
+        if self.said != "online":
+            return f"the bridge went {self.said or 'away'}; waiting for it"
+        return "the bridge was restarted" if before == "online" else "the bridge is online again"
 
 
 # -- the command line's side

@@ -100,6 +100,7 @@ class _SelfTest:
         self._path = path
         self._console = terminal.console()
         self._id = f"selftest-{secrets.token_hex(8)}"
+        self._bridge = mqtt.Presence()
         self._shown: set[str] = set()
         topics = Topics(settings.base_topic)
         self._birth = topics.bridge("availability")
@@ -120,11 +121,12 @@ class _SelfTest:
     async def _require_bridge(self, client: Client) -> None:
         """A command to a bridge that is away would be carried out when nobody expects it."""
         while (heard := await self._next(client, BIRTH_S)) is not None:
-            topic, payload = heard
+            topic, payload, retained = heard
             if topic == self._birth:
-                if payload != b"online":
+                self._bridge.hear(payload, retained=retained)
+                if self._bridge.said != "online":
                     raise ClientError(
-                        f"the bridge takes no commands: {self._birth} says {mqtt.read_text(payload)}. Is it running? "
+                        f"the bridge takes no commands: {self._birth} says {self._bridge.said}. Is it running? "
                         "goip-bridge doctor finds out"
                     )
                 return
@@ -145,9 +147,10 @@ class _SelfTest:
         """Show the steps; the result."""
         limit = float(RESULT_S)
         while (heard := await self._next(client, limit)) is not None:
-            topic, payload = heard
+            topic, payload, retained = heard
             if topic == self._birth:
-                terminal.complain(f"warning: the bridge went {mqtt.read_text(payload)}")
+                if (warning := self._bridge.hear(payload, retained=retained)) is not None:
+                    terminal.complain(f"warning: {warning}")
                 continue
             fields = mqtt.read(payload)
             if topic == self._results and fields.get("id") == self._id:
@@ -160,14 +163,14 @@ class _SelfTest:
                 limit = (fields["within_s"] or SILENCE_S) + PATIENCE_S
         raise ClientError(f"the bridge said nothing for {limit:.0f} s (command {self._id})")
 
-    async def _next(self, client: Client, within: float) -> tuple[str, bytes] | None:
-        """The next message; None when the time is over."""
+    async def _next(self, client: Client, within: float) -> tuple[str, bytes, bool] | None:
+        """The next message, and whether it was retained; None when the time is over."""
         try:
             async with asyncio.timeout(within):
                 message = await anext(aiter(client.messages))
         except TimeoutError:
             return None
-        return str(message.topic), bytes(message.payload)
+        return str(message.topic), bytes(message.payload), message.retain
 
     # -- the terminal
 

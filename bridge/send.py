@@ -192,7 +192,7 @@ class _Send:
         self._console = terminal.console()
         self._order = Order(f"send-{secrets.token_hex(8)}", args.reports, args.timeout, time.monotonic())
         self._began = time.monotonic()
-        self._online: str | None = None
+        self._bridge = mqtt.Presence()
         self._changed = asyncio.Event()
         self._progress: Progress | None = None
 
@@ -208,7 +208,7 @@ class _Send:
                 raise ClientError(f"the broker does not let us read {', '.join(refused)}: allow it in its ACL")
             reading = asyncio.create_task(self._read(client))
             try:
-                await self._wait(reading, lambda: self._online is not None, BIRTH_S)
+                await self._wait(reading, lambda: self._bridge.said is not None, BIRTH_S)
                 self._require_bridge(client)
                 await self._publish(client)
                 await self._wait(reading, lambda: self._order.result is not None, RESULT_S)
@@ -250,14 +250,14 @@ class _Send:
 
     def _require_bridge(self, client: Client) -> None:
         """Publishing to a bridge that is away would send the SMS at some later time, when nobody expects it."""
-        if self._online is None:
+        if self._bridge.said is None:
             raise ClientError(
                 f"no bridge is known at {client.url}: {self._birth_topic} says nothing; is base_topic right?"
             )
-        if self._online != "online":
+        if self._bridge.said != "online":
             raise ClientError(
-                f"the bridge takes no commands: {self._birth_topic} says {self._online}; nothing was sent. Is it "
-                "running? goip-bridge doctor finds out"
+                f"the bridge takes no commands: {self._birth_topic} says {self._bridge.said}; nothing was sent. "
+                "Is it running? goip-bridge doctor finds out"
             )
 
     def _accepted(self, client: Client) -> int | None:
@@ -289,16 +289,13 @@ class _Send:
 
     async def _read(self, client: Client) -> None:
         async for message in client.messages:
-            self._take(str(message.topic), bytes(message.payload), time.monotonic())
+            self._take(str(message.topic), bytes(message.payload), time.monotonic(), retained=message.retain)
 
-    def _take(self, topic: str, payload: bytes, now: float) -> None:
+    def _take(self, topic: str, payload: bytes, now: float, *, retained: bool) -> None:
         self._changed.set()
         if topic == self._birth_topic:
-            before, self._online = self._online, mqtt.read_text(payload)
-            if before == "online":
-                again = self._online == "online"  # its will came too late to be seen
-                what = "was restarted" if again else f"went {self._online}; waiting for it"
-                terminal.complain(f"warning: the bridge {what}")
+            if (warning := self._bridge.hear(payload, retained=retained)) is not None:
+                terminal.complain(f"warning: {warning}")
             return
         if not (fields := mqtt.read(payload)):
             return

@@ -8,11 +8,13 @@ The first of these that is there:
 3. the ``eclipse-mosquitto:2`` image with the same files mounted, where Docker answers,
 4. the embedded broker: MQTT 3.1.1, no roles.
 
-``GOIP_TEST_BROKER=mosquitto``, ``docker`` or ``embedded`` insists on one of them.
+``GOIP_TEST_BROKER=mosquitto``, ``docker`` or ``embedded`` insists on one of them. ``embedded`` also hides the binary:
+the tests are those of a machine without mosquitto.
 
 A test that needs more than a bare broker says so, ``@pytest.mark.broker("mqtt5", "roles")``, and is skipped out loud
 where that is missing: ``mqtt5``; ``roles`` (users, passwords and rights as in ``mosquitto/acl``); ``binary`` (a
-mosquitto binary to start, kill and restart, whichever broker the others use).
+mosquitto binary to start, kill and restart, whichever broker the others use). A test that takes a broker from a fixture
+of this module has the mark by itself, so that ``-m broker`` is every test that touches one.
 """
 
 import asyncio
@@ -25,11 +27,11 @@ import importlib.util
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +40,15 @@ from unittest import mock
 
 import pytest
 
+import brokers
+import outputs
+from brokers import Mosquitto, find_mosquitto, free_port, own_mosquitto
+
 ROLES = ("bridge", "reader", "sender", "admin", "homeassistant")
 FEATURES = {"mqtt5", "roles", "binary"}
+FIXTURES = {"broker", "start_broker", "run_mosquitto"}
+"A test with one of these touches a broker."
+StartBroker = Callable[[Path], contextlib.AbstractContextManager["Broker"]]
 REPOSITORY = Path(__file__).resolve().parent.parent
 IMAGE = "eclipse-mosquitto:2"
 
@@ -76,16 +85,11 @@ def choose_broker() -> tuple[str, str]:
         return wish, "as GOIP_TEST_BROKER asks"
     if wish:
         return "external", f"GOIP_TEST_BROKER={wish}"
-    if binary := mosquitto_binary():
+    if binary := find_mosquitto():
         return "mosquitto", binary
     if docker_answers():
         return "docker", f"{IMAGE}; no mosquitto binary"
     return "embedded", "neither a mosquitto binary nor Docker; MQTT 3.1.1, no roles"
-
-
-def mosquitto_binary() -> str | None:
-    """Debian puts it into sbin, which is not on every user's PATH."""
-    return shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin"]))
 
 
 def docker_answers() -> bool:
@@ -107,7 +111,7 @@ def features(kind: str) -> set[str]:
         "docker": {"mqtt5", "roles"},
         "embedded": set[str](),
     }[kind]
-    return have | {"binary"} if mosquitto_binary() else have
+    return have | {"binary"} if find_mosquitto() else have
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -118,24 +122,37 @@ def pytest_report_header() -> str:
     return "mqtt broker: {} ({})".format(*choose_broker())
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     kind, _ = choose_broker()
     for item in items:
+        if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.broker)
         needed = {feature for mark in item.iter_markers("broker") for feature in mark.args}
         if unknown := needed - FEATURES:
             raise pytest.UsageError(f"{item.nodeid}: no such broker feature: {', '.join(sorted(unknown))}")
         if missing := needed - features(kind):
-            item.add_marker(pytest.mark.skip(reason=f"broker ({kind}) lacks {', '.join(sorted(missing))}"))
+            item.add_marker(pytest.mark.skip(reason=f"the broker ({kind}) lacks {', '.join(sorted(missing))}"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before its fixtures
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    brokers.may_start = any("binary" in mark.args for mark in item.iter_markers("broker"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    kind, why = choose_broker()
+    """Why tests were skipped, a line for each reason; and which broker it was."""
     skipped = terminalreporter.stats.get("skipped", [])
-    because = [report.nodeid for report in skipped if f"broker ({kind}) lacks" in str(report.longrepr)]
-    terminalreporter.section(f"mqtt broker: {kind} ({why})")
-    terminalreporter.line(f"{len(because)} skipped because of it" if because else "no test was skipped because of it")
-    for nodeid in because:
-        terminalreporter.line(f"  {nodeid}")
+    if reasons := Counter(_reason(report) for report in skipped):
+        terminalreporter.section("skipped")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:5d}  {reason}")
+    terminalreporter.section("mqtt broker: {} ({})".format(*choose_broker()))
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
 
 
 # --- the brokers -----------------------------------------------------------------------------------------------
@@ -151,9 +168,22 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="session")
-def run_mosquitto() -> Callable[[Path], contextlib.AbstractContextManager[Broker]]:
+def run_mosquitto() -> StartBroker:
     """Start the binary with the repository's files and its data in a directory; again with the same one to restart."""
-    return mosquitto
+
+    def start(directory: Path) -> contextlib.AbstractContextManager[Broker]:
+        own_mosquitto()
+        return mosquitto(directory)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_broker() -> StartBroker:
+    """Start a broker of the test's own, without users, its data in a directory: mosquitto, or the embedded one where
+    there is no binary.
+    """
+    return embedded if find_mosquitto() is None else plain_mosquitto
 
 
 @contextlib.contextmanager
@@ -170,13 +200,14 @@ def external(_: Path) -> Iterator[Broker]:
 
 @contextlib.contextmanager
 def mosquitto(directory: Path) -> Iterator[Broker]:
-    binary = mosquitto_binary()
+    binary = find_mosquitto()
     assert binary, "no mosquitto binary"
     port, passwords = free_port(), make_passwords(directory / "passwd")
     configuration = directory / "mosquitto.conf"
     configuration.write_text(local_configuration(directory, port))
     with (directory / "log").open("ab") as log:
         process = subprocess.Popen([binary, "-c", str(configuration)], stdout=log, stderr=log)
+    outputs.show("mosquitto", lambda: process.returncode is None, (directory / "log").read_text)
     try:
         wait_for_port("127.0.0.1", port, lambda: process.poll() is None, lambda: (directory / "log").read_text())
         yield Broker(kind="mosquitto", host="127.0.0.1", port=port, passwords=passwords)
@@ -197,6 +228,12 @@ def local_configuration(directory: Path, port: int) -> str:
         text, count = re.subn(rf"(?m)^{setting} .*$", f"{setting} {value}", text)
         assert count == 1, f"mosquitto.conf has {count} lines with {setting}"
     return text + f"\nuser {getpass.getuser()}\n"  # root: don't become a user who can't read a temporary directory
+
+
+@contextlib.contextmanager
+def plain_mosquitto(directory: Path) -> Iterator[Broker]:
+    with Mosquitto(directory, optional=True) as running:
+        yield Broker(kind="mosquitto", host=running.host, port=running.port)
 
 
 @contextlib.contextmanager
@@ -249,11 +286,6 @@ def mosquitto_hash(password: str) -> str:
     salt, iterations = secrets.token_bytes(12), 101
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, iterations)
     return f"$7${iterations}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_for_port(host: str, port: int, alive: Callable[[], bool], log: Callable[[], str], timeout: float = 15) -> None:

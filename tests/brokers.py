@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import os
 import shutil
 import socket
 import subprocess
@@ -12,14 +13,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import outputs
+
 START_TIMEOUT_S = 10.0
 SERVER_NAME = "broker.test"
 _given: set[int] = set()
+may_start = True
+"""Whether a test may start a mosquitto of its own: where pytest runs, only one with the mark `broker("binary")`, which
+is skipped where there is none."""
 
 
 def find_mosquitto() -> str | None:
-    """Debian keeps it in /usr/sbin, which is not on everyone's PATH."""
+    """The mosquitto binary; Debian keeps it in /usr/sbin, which is not on everyone's PATH. None where the tests are to
+    do without (``GOIP_TEST_BROKER=embedded``).
+    """
+    if os.environ.get("GOIP_TEST_BROKER") == "embedded":
+        return None
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
+
+
+def own_mosquitto(*, optional: bool = False) -> str:
+    """The binary, for a test that starts one itself."""
+    assert may_start or optional, 'a test that starts a mosquitto says so: @pytest.mark.broker("binary")'
+    binary = find_mosquitto()
+    assert binary is not None, "mosquitto is not installed"
+    return binary
 
 
 def free_port() -> int:
@@ -36,8 +54,9 @@ def free_port() -> int:
 class Mosquitto:
     """A mosquitto with a plain listener on `port`, others on request, and everything it writes in `directory`.
 
-    `config` is appended, so that it can set anything else. After `kill` or `terminate`, `start` brings it back on the
-    same ports with the same persistence.
+    `config` is appended, so that it can set anything else. `optional`: whoever starts it takes another broker where
+    there is no mosquitto. After `kill` or `terminate`, `start` brings it back on the same ports with the same
+    persistence.
     """
 
     def __init__(
@@ -51,7 +70,9 @@ class Mosquitto:
         tls: "Certificates | None" = None,
         unix: bool = False,
         websockets: bool = False,
+        optional: bool = False,
     ) -> None:
+        self.optional = optional
         self.directory = directory
         self.host = "127.0.0.1"
         self.port = free_port()
@@ -81,6 +102,7 @@ class Mosquitto:
         if unix:
             lines += [f"listener 0 {self.unix_path}"]
         (directory / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+        outputs.show("mosquitto", lambda: self._process is not None, lambda: self.log)
 
     @property
     def log(self) -> str:
@@ -89,8 +111,7 @@ class Mosquitto:
 
     def start(self) -> None:
         """Returns when it accepts connections."""
-        binary = find_mosquitto()
-        assert binary is not None, "mosquitto is not installed"
+        binary = own_mosquitto(optional=self.optional)
         with self._log_path.open("ab") as log:
             arguments = [binary, "-c", str(self.directory / "mosquitto.conf")]
             self._process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)

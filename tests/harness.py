@@ -19,6 +19,7 @@ import yaml
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+import outputs
 from bridge.clock import Clock
 from broker_fixture import Broker
 from brokers import Mosquitto
@@ -268,6 +269,13 @@ class BridgeProcess:
     def log(self) -> str:
         return self.output.decode()
 
+    def __post_init__(self) -> None:
+        outputs.show(
+            f"{' '.join(self.command[1:4])} in {self.directory}",
+            lambda: self.process is None or self.process.returncode is None,
+            lambda: self.output.decode(errors="replace"),
+        )
+
     async def start(self) -> None:
         (self.directory / "config.yaml").write_text(yaml.safe_dump(self.config))
         self.process = await asyncio.create_subprocess_exec(
@@ -347,14 +355,11 @@ def bridge_config(broker: Broker | None, base: str, lines: dict[str, Any] | None
 
 @contextlib.asynccontextmanager
 async def running(directory: Path, config: dict[str, Any], **options: Any) -> AsyncIterator[BridgeProcess]:
-    """A started bridge; its log is shown when the test fails. The options are fields of BridgeProcess."""
+    """A started bridge. The options are fields of BridgeProcess."""
     bridge = BridgeProcess(directory, config, **options)
     await bridge.start()
     try:
         yield bridge
-    except BaseException:
-        print(bridge.log[-4000:])
-        raise
     finally:
         with contextlib.suppress(TimeoutError, ProcessLookupError):
             await bridge.stop()

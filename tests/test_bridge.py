@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from broker_fixture import Broker, free_port
+from broker_fixture import Broker
+from brokers import free_port
 from harness import (
     BridgeProcess,
     RawLine,

@@ -19,7 +19,7 @@ from bridge import broker as module
 from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.settings import BrokerUrl
 
-needs_mosquitto = pytest.mark.skipif(module.find_mosquitto() is None, reason="mosquitto is not installed")
+needs_mosquitto = pytest.mark.broker("binary")
 
 
 @pytest.fixture

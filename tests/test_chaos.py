@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from brokers import find_mosquitto
 from reliability import chaos_two_bridges
 from reliability.chaos import Chaos, Options, _kinds, _survivors, table
 from reliability.proxy import Seen
 
-pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
-
+@pytest.mark.broker("binary")
 async def test_nothing_is_lost_or_doubled_while_bridge_and_broker_are_killed(tmp_path: Path) -> None:
     """Qualified lines behind a bad network, others on a clean one; brokers that keep their state, and that do not."""
     runs = []
@@ -39,6 +37,7 @@ async def test_nothing_is_lost_or_doubled_while_bridge_and_broker_are_killed(tmp
         assert counts.submitted > 40
 
 
+@pytest.mark.broker("binary")
 def test_two_real_bridges_carry_out_nothing_twice() -> None:
     """One broker, frozen connections, paused and killed bridges. More: python -m reliability.chaos_two_bridges."""
     violations, pair = chaos_two_bridges.run(5, faults=5, pace=2.0, longest=12.0)

@@ -26,14 +26,15 @@ import pytest
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
+import outputs
 from bridge.homeassistant import documents
 from bridge.settings import Settings
 from bridge.topics import Topics
 from broker_fixture import REPOSITORY, ROLES, free_port
-from brokers import Mosquitto, find_mosquitto
+from brokers import Mosquitto
 from harness import LIMIT_S, free_udp_port
 
-pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+pytestmark = pytest.mark.broker("binary")
 TOOLS, OPENHAB, IOBROKER = (
     (REPOSITORY / f"docs/{name}.md").read_text() for name in ("mosquitto-tools", "openhab", "iobroker")
 )
@@ -102,9 +103,11 @@ class World:
         self.broker.kill()
 
     def _start(self, *arguments: str) -> None:
-        with (self.folder / f"{arguments[0]}.log").open("wb") as log:
+        path = self.folder / f"{arguments[0]}.log"
+        with path.open("wb") as log:
             command = [sys.executable, "-m", "bridge", *arguments]
             process = subprocess.Popen(command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        outputs.show(" ".join(arguments), lambda: process.returncode is None, path.read_text)
         self._processes.append(process)
 
     def _received(self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:

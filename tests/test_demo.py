@@ -51,10 +51,8 @@ def performances(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[in
     return ended
 
 
-@pytest.fixture(params=["mosquitto", "amqtt"])
+@pytest.fixture(params=[pytest.param("mosquitto", marks=pytest.mark.broker("binary")), "amqtt"])
 def performance(request: pytest.FixtureRequest, performances: dict[str, tuple[int, str, str, Path]]):
-    if request.param not in performances:
-        pytest.skip("mosquitto is not installed")
     return performances[request.param]
 
 

@@ -724,7 +724,8 @@ def small_disk(directory: Path, options: str) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", options, "none", str(place)], capture_output=True, text=True, check=False
     )
     if mounting.returncode:
-        pytest.skip(f"file systems can't be mounted here: {mounting.stderr.strip()}")
+        why = mounting.stderr.partition("\n")[0].rpartition(": ")[2]  # without the path, which is another one each time
+        pytest.skip(f"file systems can't be mounted here: {why}")
     try:
         yield place
     finally:

@@ -1,5 +1,6 @@
 """`goip-bridge doctor` finds what is wrong and says what to do."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -17,14 +18,15 @@ from bridge import doctor
 from bridge.doctor import Report, examine_host
 from bridge.settings import Settings
 from bridge.store import MIGRATIONS, Store
-from brokers import Mosquitto, find_mosquitto, free_port
-
-needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+from broker_fixture import StartBroker
+from brokers import Mosquitto, free_port
+from harness import watching
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with Installation(tmp_path_factory.mktemp("installation"), lines=2) as running:
+def installation(tmp_path_factory: pytest.TempPathFactory, start_broker: StartBroker) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("installation")
+    with start_broker(folder) as broker, Installation(folder, broker, lines=2) as running:
         yield running
 
 
@@ -36,7 +38,6 @@ def problems(result: subprocess.CompletedProcess[str]) -> list[str]:
 # -- everything together
 
 
-@needs_mosquitto
 def test_a_sound_installation_has_no_problem(installation):
     result = installation.cli("doctor")
     assert problems(result) == []
@@ -48,20 +49,18 @@ def test_a_sound_installation_has_no_problem(installation):
     assert result.stdout.endswith("no problem\n")
 
 
-@needs_mosquitto
-def test_it_leaves_nothing_on_the_broker(installation):
-    installation.cli("doctor")
-    heard = subprocess.run(
-        ["mosquitto_sub", "-p", str(installation.broker.port), "-t", "#", "-v", "--retained-only", "-W", "1"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "goip/bridge/availability online" in heard.stdout
-    assert "doctor" not in heard.stdout
+async def test_it_leaves_nothing_on_the_broker(installation):
+    await asyncio.to_thread(installation.cli, "doctor")
+    async with watching(installation.broker, "#") as watcher:
+        await watcher.publish("end", "of what is retained")
+        await watcher.until("end")
+    topics = {seen.topic for seen in watcher.seen if seen.retain}
+    assert "goip/bridge/availability" in topics
+    assert not any("doctor" in topic for topic in topics)
 
 
-@needs_mosquitto
-def test_a_line_the_bridge_does_not_know_and_one_never_heard(tmp_path):
-    with Installation(tmp_path, lines=2, simulated=1) as running:
+def test_a_line_the_bridge_does_not_know_and_one_never_heard(tmp_path, start_broker):
+    with start_broker(tmp_path) as broker, Installation(tmp_path, broker, lines=2, simulated=1) as running:
         config = (tmp_path / "config.yaml").read_text().replace("lines:", "lines:\n  new: {password: secret-1}")
         (tmp_path / "config.yaml").write_text(config)
         result = running.cli("doctor")
@@ -75,20 +74,19 @@ def test_a_line_the_bridge_does_not_know_and_one_never_heard(tmp_path):
     assert "secret-1" not in result.stdout
 
 
-@needs_mosquitto
-def test_a_retained_command_is_found_where_no_bridge_removes_it(tmp_path):
-    with Mosquitto(tmp_path) as broker:
+def test_a_retained_command_is_found_where_no_bridge_removes_it(tmp_path, start_broker):
+    with start_broker(tmp_path) as broker:
         where = {"hostname": broker.host, "port": broker.port}
         publish.single("goip/goip1/cmd/module/reboot", "{}", 1, True, **where)
         publish.single("goip/bridge/availability", "offline", 1, True, **where)
-        result = cli(tmp_path, "doctor", "--url", f"mqtt://127.0.0.1:{broker.port}")
+        result = cli(tmp_path, "doctor", "--url", broker.url)
     assert result.returncode == 1
     away, retained = problems(result)
     assert away.startswith("bridge: not running: goip/bridge/availability says offline")
     assert "mosquitto_pub -r -n -t 'goip/goip1/cmd/module/reboot'" in retained
 
 
-@needs_mosquitto
+@pytest.mark.broker("binary")
 def test_missing_rights_are_named(tmp_path):
     acl = "user some\ntopic read #\ntopic write goip/bridge/cmd/#\ntopic write homeassistant/#\n"
     with Mosquitto(tmp_path, passwords={"some": "thing"}, acl=acl) as broker:
@@ -103,7 +101,7 @@ def test_missing_rights_are_named(tmp_path):
     assert "wrong" not in wrong.stdout
 
 
-@needs_mosquitto
+@pytest.mark.broker("binary")
 def test_not_being_allowed_to_read_commands_is_noticed(tmp_path):
     acl = "user some\ntopic write #\ntopic read goip/bridge/availability\n"
     with Mosquitto(tmp_path, passwords={"some": "thing"}, acl=acl) as broker:

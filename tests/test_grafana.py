@@ -14,6 +14,7 @@ import pytest
 import yaml
 from test_http import Http, served, simulated
 
+import outputs
 from bridge.metrics import METRICS, PROCESS
 from brokers import free_port
 from harness import LIMIT_S, own_broker
@@ -187,13 +188,13 @@ async def start_prometheus(directory: Path, target: int) -> int:
     )
     (directory / "prometheus.yml").write_text(text)
     shutil.copy(RULES, directory)
-    _processes.append(
-        await asyncio.create_subprocess_exec(
+    with (directory / "prometheus.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
             "prometheus", "--config.file=prometheus.yml", f"--storage.tsdb.path={directory / 'tsdb'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-            cwd=directory, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-        )
-    )  # fmt: skip
+            f"--web.listen-address=127.0.0.1:{port}", cwd=directory, stdout=log, stderr=log,
+        )  # fmt: skip
+    outputs.show("prometheus", lambda: process.returncode is None, (directory / "prometheus.log").read_text)
+    _processes.append(process)
     return port
 
 

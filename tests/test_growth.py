@@ -174,7 +174,7 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "fold_traffic": lambda s: s.fold_traffic("l", "2026-01-01"),
 }
 "Everything that the store can do, once."
-AT_THE_START = {"_open"}
+AT_THE_START = {"_open", "is_foreign"}
 "Looks at the whole file, and brings it up to date; before anything is served."
 
 

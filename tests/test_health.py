@@ -22,10 +22,10 @@ from bridge.health import HealthSocket, socket_path
 from bridge.health import trouble as trouble_of
 from bridge.topics import Topics
 from broker_fixture import Broker
-from brokers import SERVER_NAME, Mosquitto, amqtt_broker, find_mosquitto, free_port, make_certificates
+from brokers import SERVER_NAME, Mosquitto, amqtt_broker, free_port, make_certificates
 from harness import BridgeProcess, as_broker, bridge_config, free_udp_port, raw_line, running, watching
 
-pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+pytestmark = pytest.mark.broker("binary")
 WELL: dict[str, Any] = {"loop": {"ok": True, "reason": "fine"}}
 LONG = "a-folder-with-a-long-name-" * 3
 

@@ -471,6 +471,7 @@ async def sms(line: RawLine) -> None:
         line.send(answer.format(sendid))
 
 
+@pytest.mark.broker("binary")
 async def test_of_two_bridges_one_carries_out_commands_and_the_other_takes_its_place(tmp_path: Path) -> None:
     """The same lines in both, and a gateway that registers with both."""
     folders = [tmp_path / name for name in ("broker", "first", "second")]

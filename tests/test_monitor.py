@@ -20,9 +20,9 @@ from test_send import LIMIT_S, Installation, cli, environment, faults
 
 from bridge.monitor import FACTS, Board
 from bridge.topics import Topics
-from brokers import Mosquitto, find_mosquitto, free_port
+from broker_fixture import StartBroker
+from brokers import free_port
 
-needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 STATS = {"queue": {"queued": 4, "active": 1}, "today": {"sent": 7, "delivered": 5, "failed": 1, "received": 2}}
 HEALTH = {
     "ts": "2026-01-01T00:02:00Z", "uptime_s": 119, "outbox": {"count": 3},
@@ -31,12 +31,12 @@ HEALTH = {
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with Installation(tmp_path_factory.mktemp("installation")) as running:
+def installation(tmp_path_factory: pytest.TempPathFactory, start_broker: StartBroker) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("installation")
+    with start_broker(folder) as broker, Installation(folder, broker) as running:
         yield running
 
 
-@needs_mosquitto
 def test_once_prints_every_line_within_80_columns(installation):
     result = installation.cli("monitor", "--once")
     assert (result.returncode, result.stderr) == (0, "")
@@ -47,7 +47,6 @@ def test_once_prints_every_line_within_80_columns(installation):
     assert rows == {"goip1": "online", "goip2": "online", "goip3": "offline"}
 
 
-@needs_mosquitto
 def test_on_a_terminal_keys_scroll_and_q_leaves_it_as_it_was(installation):
     ours, theirs = pty.openpty()
     try:
@@ -90,10 +89,9 @@ class Screen:
         self._written = ""
 
 
-@needs_mosquitto
-def test_without_a_bridge_it_says_so(tmp_path):
-    with Mosquitto(tmp_path) as broker:
-        result = cli(tmp_path, "monitor", "--once", "--url", f"mqtt://127.0.0.1:{broker.port}")
+def test_without_a_bridge_it_says_so(tmp_path, start_broker):
+    with start_broker(tmp_path) as broker:
+        result = cli(tmp_path, "monitor", "--once", "--url", broker.url)
     assert result.returncode == 1
     assert "no bridge is known at" in faults(result)[0]
 

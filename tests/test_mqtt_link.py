@@ -19,10 +19,9 @@ from paho.mqtt.properties import Properties
 
 from bridge import mqtt
 from bridge.mqtt import BATCH_BYTES, EARLY, WINDOW, Incoming, LinkConfig, MqttLink, Publication, UnsendableError
-from broker_fixture import free_port
-from brokers import SERVER_NAME, Mosquitto, amqtt_broker, find_mosquitto, make_certificates
+from brokers import SERVER_NAME, Mosquitto, amqtt_broker, free_port, make_certificates
 
-pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+pytestmark = pytest.mark.broker("binary")
 
 both_versions = pytest.mark.parametrize("version", ["5", "3.1.1"])
 COMMANDS = "goip/+/cmd/#"

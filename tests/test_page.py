@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
+import outputs
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
 from broker_fixture import Broker
@@ -114,6 +115,8 @@ class Stage:
                 cwd=self.directory, stdout=log, stderr=log,
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
             )  # fmt: skip
+        process = self.process
+        outputs.show("bridge", lambda: process.returncode is None, (self.directory / "log").read_text)
 
     def stop(self) -> None:
         assert self.process is not None
@@ -137,7 +140,7 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(directory: Path, broker: Broker, base: str, lines: dict[str, Any], **http: Any) -> Iterator[Stage]:
-    """A running bridge; its log is shown when it does not come up."""
+    """A running bridge."""
     config = bridge_config(broker, base, lines, timing={"offline_s": 3})
     config["http"] = {"listen": f"127.0.0.1:{free_port()}"} | http
     stage = Stage(directory, config)
@@ -146,9 +149,6 @@ def staged(directory: Path, broker: Broker, base: str, lines: dict[str, Any], **
         until(lambda: stage.status() or stage.ended(), "an answer of the bridge")
         assert not stage.ended(), "the bridge ended"
         yield stage
-    except BaseException:
-        print((directory / "log").read_text()[-4000:])
-        raise
     finally:
         stage.stop()
 

@@ -219,7 +219,7 @@ async def test_no_timer_outlives_the_service(store: Store, caplog: pytest.LogCap
 # -- the embedded broker
 
 
-@pytest.mark.parametrize("kind", ["mosquitto", "amqtt"])
+@pytest.mark.parametrize("kind", [pytest.param("mosquitto", marks=pytest.mark.broker("binary")), "amqtt"])
 async def test_a_reload_that_changes_nothing_says_so_whatever_broker_is_embedded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -227,8 +227,6 @@ async def test_a_reload_that_changes_nothing_says_so_whatever_broker_is_embedded
     if kind == "amqtt":
         pytest.importorskip("amqtt")
         monkeypatch.setattr(module, "find_mosquitto", lambda: None)
-    elif module.find_mosquitto() is None:
-        pytest.skip("mosquitto is not installed")
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     class Told(module.EmbeddedBroker):

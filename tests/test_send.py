@@ -3,24 +3,32 @@
 `Installation` is all of them together, for the tests of the other commands too.
 """
 
+import asyncio
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 import yaml
-from paho.mqtt import publish, subscribe
+from paho.mqtt import client as mqtt
+from paho.mqtt import publish
+from paho.mqtt.enums import CallbackAPIVersion
 
+import outputs
+from bridge.client import Presence, connect
 from bridge.send import Order
-from brokers import Mosquitto, find_mosquitto, free_port
+from bridge.settings import Settings
+from broker_fixture import Broker, StartBroker, embedded
+from brokers import Mosquitto, free_port
+from harness import watching
 
 LIMIT_S = 30
-pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
 
 def cli(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -41,17 +49,22 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("GOIP_")} | {"COLUMNS": "80"}
 
 
-class Installation:
-    """A broker, the bridge and a simulated box, with `config.yaml` in `folder`; `goip3` is not in the box."""
+def mqtt_settings(broker: Broker) -> dict[str, str]:
+    """`mqtt` of the configuration; the embedded broker leaves a client that asks for MQTT 5 without an answer."""
+    return {"url": broker.url} | ({"version": "3.1.1"} if broker.kind == "embedded" else {})
 
-    def __init__(self, folder: Path, *, lines: int = 3, simulated: int = 2) -> None:
+
+class Installation:
+    """The bridge and a simulated box, with `config.yaml` in `folder`; `goip3` is not in the box."""
+
+    def __init__(self, folder: Path, broker: Broker, *, lines: int = 3, simulated: int = 2) -> None:
         self.folder = folder
-        self.broker = Mosquitto(folder)
+        self.broker = broker
         self.udp_port = free_udp_port()
         self.simulated = simulated
         passwords = {f"goip{number}": {"password": f"password{number}"} for number in range(1, lines + 1)}
         self.write_config(
-            mqtt={"url": f"mqtt://127.0.0.1:{self.broker.port}"},
+            mqtt=mqtt_settings(broker),
             udp={"listen": f"127.0.0.1:{self.udp_port}"},
             lines=passwords,
         )
@@ -61,7 +74,6 @@ class Installation:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
 
     def __enter__(self) -> Self:
-        self.broker.start()
         try:
             self._start("run")
             assert cli(self.folder, "health", "--timeout", "15").returncode == 0
@@ -71,8 +83,8 @@ class Installation:
                 "sim", "--server", server, "--port-base", "0", *simulated
             )  # only now: a lost keepalive is repeated after 30 s
             for number in range(1, self.simulated + 1):
-                self.await_retained(f"goip/goip{number}/availability", b"online")
-                self.await_retained(f"goip/goip{number}/state")
+                self.await_message(f"goip/goip{number}/availability", b"online")
+                self.await_message(f"goip/goip{number}/state")
         except BaseException:
             self.__exit__()
             raise
@@ -82,30 +94,44 @@ class Installation:
         for process in reversed(self._processes):
             process.terminate()
             process.wait(LIMIT_S)
-        self.broker.kill()
 
     def cli(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return cli(self.folder, *arguments, **options)
 
-    def await_retained(self, topic: str, payload: bytes | None = None) -> bytes:
-        """The topic's message, once it is this one."""
-        while True:
-            message = subscribe.simple(topic, hostname=self.broker.host, port=self.broker.port)
-            if payload is None or message.payload == payload:
-                return bytes(message.payload)
+    def await_message(self, topic: str, payload: bytes | None = None) -> None:
+        """Until the topic has a message, or this one."""
+        came = threading.Event()
+
+        def take(_client: object, _userdata: object, message: mqtt.MQTTMessage) -> None:
+            if message.topic == topic and payload in (None, message.payload):  # amqtt sends other topics as well
+                came.set()
+
+        client = mqtt.Client(CallbackAPIVersion.VERSION2)
+        client.on_message = take
+        client.on_connect = lambda client, *_: client.subscribe(topic)
+        client.connect(self.broker.host, self.broker.port)
+        client.loop_start()
+        try:
+            assert came.wait(LIMIT_S), f"not on {topic} in {LIMIT_S} s: {payload or 'anything'!r}"
+        finally:
+            client.disconnect()
+            client.loop_stop()
 
     def _start(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "bridge", *arguments]
-        with (self.folder / f"{arguments[0]}.log").open("wb") as log:
+        path = self.folder / f"{arguments[0]}.log"
+        with path.open("wb") as log:
             process = subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment()
             )
+        outputs.show(" ".join(arguments), lambda: process.returncode is None, path.read_text)
         self._processes.append(process)
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with Installation(tmp_path_factory.mktemp("installation")) as running:
+def installation(tmp_path_factory: pytest.TempPathFactory, start_broker: StartBroker) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("installation")
+    with start_broker(folder) as broker, Installation(folder, broker) as running:
         yield running
 
 
@@ -199,11 +225,10 @@ def test_an_offline_line_is_told_and_not_waited_for_forever(installation):
 
 
 def test_another_base_topic_has_no_bridge(installation):
-    url = f"mqtt://127.0.0.1:{installation.broker.port}"
-    environ = environment() | {"GOIP_BASE_TOPIC": "other", "GOIP_MQTT__URL": url}
+    environ = environment() | {"GOIP_BASE_TOPIC": "other", "GOIP_MQTT__URL": installation.broker.url}
     result = subprocess.run(
         [sys.executable, "-m", "bridge", "send", "--line", "goip1", "--to", "1", "x"],
-        cwd=installation.broker.directory.parent, capture_output=True, text=True, timeout=LIMIT_S, env=environ,
+        cwd=installation.folder.parent, capture_output=True, text=True, timeout=LIMIT_S, env=environ,
     )  # fmt: skip
     assert result.returncode == 1
     assert re.fullmatch(r"no bridge is known at .*: other/bridge/availability says nothing; .*", faults(result)[0])
@@ -220,6 +245,7 @@ def test_an_unreachable_broker_is_one_line(tmp_path):
     assert len(faults(result)) == 1
 
 
+@pytest.mark.broker("binary")
 def test_a_bridge_that_is_away_gets_no_command(tmp_path):
     with Mosquitto(tmp_path) as broker:
         publish.single("goip/bridge/availability", "offline", 1, True, hostname=broker.host, port=broker.port)
@@ -238,6 +264,7 @@ ACL = "user admin\ntopic readwrite #\nuser reader\ntopic read goip/#\n"
 PASSWORDS = {"admin": "a", "reader": "secret-of-reader"}
 
 
+@pytest.mark.broker("binary")
 def test_a_user_who_may_not_send_is_told_so(tmp_path):
     with Mosquitto(tmp_path, passwords=PASSWORDS, acl=ACL) as broker:
         login = {"username": "admin", "password": "a"}
@@ -321,3 +348,38 @@ def test_every_news_gives_the_others_more_time():
     assert two.deadline(0.0) == 300.0
     two.take_delivery(fact("delivered", 1), 100.0)
     assert two.deadline(100.0) == 400.0
+
+
+# -- what of it is news
+
+
+def test_only_a_word_that_changed_or_was_just_published_is_news():
+    bridge = Presence()
+    assert bridge.hear(b"online", retained=True) is None
+    assert bridge.hear(b"online", retained=True) is None, "a broker delivered it twice"
+    assert bridge.hear(b"online", retained=False) == "the bridge was restarted"
+    assert bridge.hear(b"offline", retained=False) == "the bridge went offline; waiting for it"
+    assert bridge.hear(b"online", retained=False) == "the bridge is online again"
+    assert bridge.hear(b"offline", retained=True) == "the bridge went offline; waiting for it"
+    assert bridge.said == "offline"
+
+
+@pytest.mark.broker
+async def test_only_what_was_asked_for_is_heard(tmp_path):
+    """amqtt sends whoever connects what is retained on topics that others have subscribed to."""
+    with embedded(tmp_path) as broker:
+        settings = Settings(mqtt={"url": broker.url, "version": "3.1.1"})
+        async with watching(broker, "#") as other:
+            for topic in ("mine", "theirs"):
+                await other.publish(topic, "said", retain=True)
+                await other.until(topic)
+            async with connect(settings, "test") as client:
+                await client.listen("mine", "end")
+                await other.publish("end")
+                heard = []
+                async with asyncio.timeout(LIMIT_S):
+                    async for message in client.messages:
+                        heard.append(str(message.topic))
+                        if heard[-1] == "end":
+                            break
+    assert set(heard) == {"mine", "end"}, "the first may come twice: as the client connects, and when it subscribes"

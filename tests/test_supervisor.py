@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+import outputs
 from bridge.app import Bridge
 from bridge.goip.server import LineMemory
 from bridge.settings import BrokerUrl, Settings
@@ -158,9 +159,7 @@ async def test_a_restart_that_is_asked_for_loses_nothing_and_is_done_once(broker
 @pytest.mark.usefixtures("sweep")
 async def test_where_nothing_would_start_it_again_a_restart_is_refused(broker: Broker, tmp_path: Path) -> None:
     command = (*BridgeProcess.command, "--no-supervisor")
-    config = bridge_config(broker, "goip")
-    async with watching(broker, "goip/#") as watcher, running(tmp_path, config, command=command) as bridge:
-        await watcher.until("goip/bridge/availability", lambda seen: seen.payload == b"online")
+    async with bridged(broker, tmp_path, command=command) as (bridge, _line, watcher, _topic):
         await watcher.publish("goip/bridge/cmd/restart")
         result = (await watcher.until("goip/bridge/result/restart")).json
         assert (result["code"], result["retryable"]) == ("not_supported", False)
@@ -341,7 +340,7 @@ import os, select, signal, socket, sys, time
 from bridge.supervisor import Supervised
 above = Supervised(int(sys.argv[-1]))
 udp = above.held or socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-def say(*words): print(*words, flush=True)
+def say(*words): os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # print() fails in a handler that is in it
 """
 
 
@@ -707,6 +706,7 @@ def activated(
             [sys.executable, "-c", ACTIVATE, str(sock.fileno()), str(count)],
             cwd=directory, pass_fds=[sock.fileno()], stdout=log, stderr=log, env=os.environ | environment,
         )  # fmt: skip
+    outputs.show("bridge", lambda: process.returncode is None, (directory / "log").read_text)
     try:
         yield process
     finally:

@@ -19,10 +19,10 @@ from test_send import cli, environment
 from bridge.monitor import Board
 from bridge.terminal import LogFormatter, clean, cleaned, console, say
 from bridge.topics import Topics
-from brokers import Mosquitto, find_mosquitto
+from brokers import Mosquitto
 from harness import as_broker, bridge_config, raw_line, running, watching
 
-needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+needs_mosquitto = pytest.mark.broker("binary")
 SOURCES = sorted((Path(__file__).parent.parent / "bridge").rglob("*.py"))
 
 OBEYED = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n\r"]
@@ -192,7 +192,6 @@ def test_what_others_publish_reaches_the_doctor_as_text(tmp_path: Path) -> None:
     assert "-t 'goip/x'\\''; rm -rf ~; '\\''\ufffd/cmd/sms'" in result.stdout
 
 
-@needs_mosquitto
 def test_faults_of_the_configuration_are_text(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text('lines: {"a\\e[2J": {password: x}}\ncontacts: {"b\\x9b": "1"}\n')
     for arguments in (("config", "check"), ("run",), ("doctor",), ("monitor",)):

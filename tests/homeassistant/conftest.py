@@ -16,6 +16,10 @@ from homeassistant.helpers import entity_registry as er
 from pytest_homeassistant_custom_component.common import MockConfigEntry
 from world import PASSWORDS, World, running, until, until_now
 
+from outputs import pytest_runtest_logstart, pytest_runtest_makereport
+
+__all__ = ["pytest_runtest_logstart", "pytest_runtest_makereport"]  # the output of processes where a test fails
+
 CONTACTS = {"anna": "+4915112345678", "ben": "+4915112345679", "notify": "+4915112345670"}
 GROUPS = {"family": ["anna", "ben"]}
 

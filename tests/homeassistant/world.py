@@ -26,6 +26,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPOSITORY / "tests"))
 
+import outputs  # noqa: E402
 from brokers import Mosquitto  # noqa: E402
 
 PYTHON = os.environ.get("GOIP_TEST_PYTHON", str(REPOSITORY / ".venv/bin/python"))
@@ -187,6 +188,7 @@ class World:
                 env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             )  # fmt: skip
         running = self._bridge
+        outputs.show("bridge", lambda: running.returncode is None, lambda: self.log)
 
         def ready() -> bool:
             assert running.poll() is None, self.log[-4000:]
@@ -223,16 +225,19 @@ class World:
 
     def start_simulator(self) -> None:
         self._terminal, theirs = pty.openpty()  # it takes commands from a terminal only
-        self._simulator = subprocess.Popen(
-            [
-                PYTHON, "-m", "bridge", "sim", "--server", self.config["udp"]["listen"], "--port-base", "0",
-                "--lines", str(LINES),
-                "--keepalive", "1", "--time-scale", "10", "--wait", "0.2-0.5", "--seed", "7",
-                "--radio-log", "radio.jsonl",
-            ],
-            cwd=self.directory, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        )  # fmt: skip
+        path = self.directory / "simulator.log"
+        with path.open("ab") as log:
+            self._simulator = simulator = subprocess.Popen(
+                [
+                    PYTHON, "-m", "bridge", "sim", "--server", self.config["udp"]["listen"], "--port-base", "0",
+                    "--lines", str(LINES),
+                    "--keepalive", "1", "--time-scale", "10", "--wait", "0.2-0.5", "--seed", "7",
+                    "--radio-log", "radio.jsonl",
+                ],
+                cwd=self.directory, stdin=theirs, stdout=log, stderr=log,
+                env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            )  # fmt: skip
+        outputs.show("simulator", lambda: simulator.returncode is None, path.read_text)
         os.close(theirs)
 
     def stop_simulator(self) -> None:

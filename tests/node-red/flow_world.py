@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import aiohttp
 
+import outputs
 from broker_fixture import REPOSITORY, Broker
 from brokers import Mosquitto, free_port
 from harness import LIMIT_S, BridgeProcess, bridge_config, running, watching
@@ -87,6 +88,8 @@ class NodeRed:
         self._process = await asyncio.create_subprocess_exec(
             "node", program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
+        process = self._process
+        outputs.show("Node-RED", lambda: process.returncode is None, lambda: self.log)
         self._reader = asyncio.create_task(self._read())
         await self.logged("Server now running")
         self._http = aiohttp.ClientSession(f"http://127.0.0.1:{self.port}")
@@ -219,10 +222,13 @@ class World:
         terminal, its_end = pty.openpty()
         arguments = ("--server", f"127.0.0.1:{udp_port}", "--lines", "2", "--keepalive", "1")
         speed = ("--wait", "1-2", "--time-scale", "5", "--radio-log", str(self.radio_log))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bridge", "sim", "--port-base", "0", *arguments, *speed,
-            cwd=self.directory, stdin=its_end, stdout=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+        path = self.directory / "simulator.log"
+        with path.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "bridge", "sim", "--port-base", "0", *arguments, *speed,
+                cwd=self.directory, stdin=its_end, stdout=log, stderr=log,
+            )  # fmt: skip
+        outputs.show("simulator", lambda: process.returncode is None, path.read_text)
         os.close(its_end)
         self._terminal = terminal
         try:

@@ -11,7 +11,7 @@ from flow_world import World, all_flows
 
 from harness import watching
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.broker("binary")]
 ANNA = "+4915112345678"
 
 
