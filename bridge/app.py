@@ -85,8 +85,9 @@ DROPS_DEBUGGED_PER_S = 20.0
 LOGGED_A_MINUTE = 60
 "Of what may happen again and again, such as refused commands: each once, and no more in all."
 SERVING_SINCE = "serving_since"
+"In the store: since when this bridge serves its base topic, as `bridge.lease.Lease.kept` says it."
 RIVAL = "rival"
-"In the store: since when this bridge serves its base topic; empty when another one does."
+"In the store: the other bridge that was heard of last."
 STEADY = "steady"
 "In the store: what `bridge.clock.SteadyTime` goes on from."
 WAITING_S = 2.0
