@@ -39,10 +39,10 @@ types: $(VENV)/.dev ## mypy --strict
 	$(PY) -m mypy
 
 schemas: $(VENV)/.dev ## Write schemas/ anew from the code
-	$(PY) -m bridge.schema schemas
+	$(PY) -m bridge schema --write schemas
 
 schemas-check: $(VENV)/.dev
-	$(PY) -m bridge.schema --check schemas
+	$(PY) -m bridge schema --check schemas
 
 fuzz: $(VENV)/.dev ## Search for input that does harm; ARGS="--seconds 600 --target datagrams --save"
 	cd tests && ../$(PY) -m fuzz $(ARGS)

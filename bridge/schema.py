@@ -7,7 +7,6 @@ line calls this, the service never does.
 import argparse
 import functools
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -794,7 +793,8 @@ def main(args: argparse.Namespace) -> int:
             write(args.write)
             return 0
         if args.check is not None:
-            return _report(check(args.check))
+            found = check(args.check)
+            return _report([*found, f"to mend: goip-bridge schema --write {args.check}"] if found else [])
     except OSError as error:
         return _report([f"{error.filename}: {error.strerror}"])
     named = {name.rpartition(".")[0]: text for name, text in files(escaped=not takes_unicode()).items()}
@@ -814,20 +814,3 @@ def _report(faults: list[str]) -> int:
     for fault in faults:
         say(fault, error=True)
     return 1 if faults else 0
-
-
-def make(arguments: list[str]) -> int:
-    """`python -m bridge.schema [--check] DIR`, for the Makefile."""
-    parser = argparse.ArgumentParser(prog="python -m bridge.schema")
-    parser.add_argument("--check", action="store_true", help="name the files that are out of step instead of writing")
-    parser.add_argument("folder", type=Path)
-    args = parser.parse_args(arguments)
-    what = {"check": args.folder, "write": None} if args.check else {"check": None, "write": args.folder}
-    code = main(argparse.Namespace(name=None, **what))
-    if args.check and code:
-        say(f"run: python -m bridge.schema {args.folder}", error=True)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(make(sys.argv[1:]))

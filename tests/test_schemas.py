@@ -89,7 +89,7 @@ def test_the_command_lists_and_prints(capsys):
 def test_the_command_writes_and_checks(tmp_path, capsys):
     folder = tmp_path / "new"
     assert run("--check", str(folder)) == 1
-    assert len(capsys.readouterr().err.splitlines()) == len(NAMES) + 1
+    assert len(capsys.readouterr().err.splitlines()) == len(NAMES) + 2
     assert run("--write", str(folder)) == 0
     assert run("--check", str(folder)) == 0
     (tmp_path / "file").touch()
@@ -97,14 +97,13 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_make_finds_files_that_are_out_of_step(tmp_path, capsys):
-    assert schema.make([str(tmp_path)]) == 0
-    assert schema.make(["--check", str(tmp_path)]) == 0
+def test_the_command_names_files_that_are_out_of_step_and_what_to_do(tmp_path, capsys):
+    assert run("--write", str(tmp_path)) == 0
     (tmp_path / "call.json").unlink()
-    assert schema.make(["--check", str(tmp_path)]) == 1
+    assert run("--check", str(tmp_path)) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/call.json: is missing",
-        f"run: python -m bridge.schema {tmp_path}",
+        f"to mend: goip-bridge schema --write {tmp_path}",
     ]
 
 
