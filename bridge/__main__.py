@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 import bridge
-from bridge import terminal
+
+from . import terminal
 
 COMMANDS = {
     "run": ("bridge.supervisor", "run the bridge"),

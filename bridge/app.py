@@ -24,37 +24,37 @@ from typing import Any
 
 import orjson
 
-from bridge import commands, holders, payloads
-from bridge.batch import Batch, Order, Run
-from bridge.board import Board
-from bridge.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
-from bridge.clock import Clock, SteadyTime
-from bridge.commands import Code
-from bridge.discovery import APART_S, Discovery
-from bridge.goip import events, wire
-from bridge.goip.box import MOST_NUMBERS
-from bridge.goip.events import Address
-from bridge.goip.line import Line, Submitted
-from bridge.goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
-from bridge.goip.session import Recipient
-from bridge.goip.timing import Timing
-from bridge.homeassistant import Hardware
-from bridge.intake import SELFTEST_BUSY, Answers, Intake, receiver_number
-from bridge.lease import ANSWER_S, Authority, Lease, Role
-from bridge.ledger import Ledger, address_text
-from bridge.limits import Gate, Limiter, Tokens
-from bridge.moves import Moves
-from bridge.mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
-from bridge.numbers import mask_all
-from bridge.operations import operation
-from bridge.pruning import Pruning
-from bridge.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
-from bridge.settings import BrokerUrl, HomeAssistantSettings, Settings
-from bridge.status import Recent
-from bridge.store import OutboxRow, SmsRow, Store, StoreError
-from bridge.strangers import Strangers
-from bridge.topics import Topics
-from bridge.udp import UdpSocket, plain
+from . import commands, holders, payloads
+from .batch import Batch, Order, Run
+from .board import Board
+from .chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
+from .clock import Clock, SteadyTime
+from .commands import Code
+from .discovery import APART_S, Discovery
+from .goip import events, wire
+from .goip.box import MOST_NUMBERS
+from .goip.events import Address
+from .goip.line import Line, Submitted
+from .goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
+from .goip.session import Recipient
+from .goip.timing import Timing
+from .homeassistant import Hardware
+from .intake import SELFTEST_BUSY, Answers, Intake, receiver_number
+from .lease import ANSWER_S, Authority, Lease, Role
+from .ledger import Ledger, address_text
+from .limits import Gate, Limiter, Tokens
+from .moves import Moves
+from .mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
+from .numbers import mask_all
+from .operations import operation
+from .pruning import Pruning
+from .publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
+from .settings import BrokerUrl, HomeAssistantSettings, Settings
+from .status import Recent
+from .store import OutboxRow, SmsRow, Store, StoreError
+from .strangers import Strangers
+from .topics import Topics
+from .udp import UdpSocket, plain
 
 log = logging.getLogger(__name__)
 
@@ -338,7 +338,7 @@ class Bridge:
         self._work_soon(*self._every_minute)  # also where no run lasts for a minute
         self.pump()
         if web is not None and self.recent is not None:
-            from bridge.http import HttpListener  # here: it is large, and most do without
+            from .http import HttpListener  # here: it is large, and most do without
 
             http = HttpListener(self, self.recent, web)
             opened.push_async_callback(http.close)

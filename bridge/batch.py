@@ -9,10 +9,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridge.commands import Command
-from bridge.mqtt import Incoming
-from bridge.payloads import KINDS, encode, timestamp
-from bridge.store import OutboxEntry, OutboxRow
+from .commands import Command
+from .mqtt import Incoming
+from .payloads import KINDS, encode, timestamp
+from .store import OutboxEntry, OutboxRow
 
 MAX_FOREIGN = 1000
 "Topics that others chose and whose messages are counted."

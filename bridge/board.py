@@ -11,16 +11,16 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from bridge import __version__, payloads, states
-from bridge.batch import Batch, Run
-from bridge.clock import Clock, SteadyTime
-from bridge.goip.line import Line
-from bridge.goip.server import SmsServer
-from bridge.numbers import mask
-from bridge.publisher import Publisher
-from bridge.settings import Settings
-from bridge.store import Store
-from bridge.topics import Topics
+from . import __version__, payloads, states
+from .batch import Batch, Run
+from .clock import Clock, SteadyTime
+from .goip.line import Line
+from .goip.server import SmsServer
+from .numbers import mask
+from .publisher import Publisher
+from .settings import Settings
+from .store import Store
+from .topics import Topics
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bridge.batch import Batch
-from bridge.clock import Clock
+from .batch import Batch
+from .clock import Clock
 
 ROWS = 100
 "Rows that one piece handles."

@@ -24,11 +24,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import ValidationError
 
-from bridge import settings as configuration
-from bridge.broker import DEFAULT_PORT, FOLDER, LOOPBACK
-from bridge.mqtt import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
-from bridge.settings import BrokerUrl, ConfigError, MqttSettings, Settings
-from bridge.terminal import clean, cleaned, complain
+from . import settings as configuration
+from .broker import DEFAULT_PORT, FOLDER, LOOPBACK
+from .mqtt import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
+from .settings import BrokerUrl, ConfigError, MqttSettings, Settings
+from .terminal import clean, cleaned, complain
 
 CONNECT_S = 10.0
 REFUSED = 0x80

@@ -32,7 +32,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from bridge.numbers import NOT_A_NUMBER, normalise, reads_as_number, reads_as_several
+from .numbers import NOT_A_NUMBER, normalise, reads_as_number, reads_as_several
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 3000  # docs/protocol.md § 1: what a gateway takes

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from bridge.settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
-from bridge.terminal import say, takes_unicode
+from .settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
+from .terminal import say, takes_unicode
 
 SECRET = "********"
 

@@ -32,17 +32,17 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from bridge import client as mqtt
-from bridge import terminal
-from bridge.app import Bridge, PortUnusable
-from bridge.broker import BrokerError, EmbeddedBroker
-from bridge.goip.events import Address
-from bridge.settings import Settings
-from bridge.sim.errors import SimulatorError
-from bridge.sim.options import LineOptions
-from bridge.sim.run import SimOptions, Simulator
-from bridge.store import Store, StoreUnusable
-from bridge.topics import Topics
+from . import client as mqtt
+from . import terminal
+from .app import Bridge, PortUnusable
+from .broker import BrokerError, EmbeddedBroker
+from .goip.events import Address
+from .settings import Settings
+from .sim.errors import SimulatorError
+from .sim.options import LineOptions
+from .sim.run import SimOptions, Simulator
+from .store import Store, StoreUnusable
+from .topics import Topics
 
 STEP_S = 20.0
 "How long the story waits for what it has announced."

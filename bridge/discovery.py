@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable
 
 import orjson
 
-from bridge import homeassistant
-from bridge.clock import Clock
-from bridge.homeassistant import Hardware, is_ours, maker, prefix_of
-from bridge.publisher import Publisher, RetainedState
-from bridge.settings import Settings
-from bridge.store import OutboxCopy, OutboxRow
-from bridge.topics import Topics
+from . import homeassistant
+from .clock import Clock
+from .homeassistant import Hardware, is_ours, maker, prefix_of
+from .publisher import Publisher, RetainedState
+from .settings import Settings
+from .store import OutboxCopy, OutboxRow
+from .topics import Topics
 
 log = logging.getLogger(__name__)
 

@@ -28,16 +28,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge import __version__, holders, terminal
-from bridge import client as mqtt
-from bridge import settings as configuration
-from bridge.broker import NO_BROKER, find_mosquitto
-from bridge.client import Client
-from bridge.health import ask, socket_path
-from bridge.settings import ConfigError, Settings
-from bridge.store import MIGRATIONS, is_foreign
-from bridge.topics import Topics
-from bridge.udp import RECEIVE_BUFFER
+from . import __version__, holders, terminal
+from . import client as mqtt
+from . import settings as configuration
+from .broker import NO_BROKER, find_mosquitto
+from .client import Client
+from .health import ask, socket_path
+from .settings import ConfigError, Settings
+from .store import MIGRATIONS, is_foreign
+from .topics import Topics
+from .udp import RECEIVE_BUFFER
 
 Level = Literal["ok", "note", "problem"]
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}

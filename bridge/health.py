@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bridge import settings as configuration
-from bridge.settings import ConfigError
-from bridge.terminal import complain, seconds
+from . import settings as configuration
+from .settings import ConfigError
+from .terminal import complain, seconds
 
 TIMEOUT_S = 5.0
 AGAIN_S = 0.1

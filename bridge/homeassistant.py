@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import orjson
 
-from bridge import __version__, payloads
-from bridge.topics import Topics
+from . import __version__, payloads
+from .topics import Topics
 
 if TYPE_CHECKING:
-    from bridge.settings import LineSettings, Settings
+    from .settings import LineSettings, Settings
 
 ORIGIN = "goip-mqtt-bridge"
 FIXED = ("platform", "unique_id")

@@ -22,13 +22,13 @@ from urllib.parse import urlsplit
 import orjson
 from aiohttp import web
 
-from bridge import metrics, status
-from bridge.app import Bridge
-from bridge.commands import Code
-from bridge.lease import Role
-from bridge.mqtt import Incoming
-from bridge.numbers import mask
-from bridge.payloads import stamped
+from . import metrics, status
+from .app import Bridge
+from .commands import Code
+from .lease import Role
+from .mqtt import Incoming
+from .numbers import mask
+from .payloads import stamped
 
 log = logging.getLogger(__name__)
 _silence = logging.getLogger(f"{__name__}.aiohttp")

@@ -12,17 +12,17 @@ from typing import Any
 
 import orjson
 
-from bridge import __version__, commands, numbers, operations, payloads
-from bridge.batch import Batch, Order
-from bridge.commands import Code, Command, CommandError
-from bridge.goip import events
-from bridge.goip.line import Line
-from bridge.goip.server import SmsServer
-from bridge.mqtt import Incoming
-from bridge.segments import segment
-from bridge.settings import Settings
-from bridge.store import CommandRow, Store
-from bridge.topics import CommandTopic, Topics
+from . import __version__, commands, numbers, operations, payloads
+from .batch import Batch, Order
+from .commands import Code, Command, CommandError
+from .goip import events
+from .goip.line import Line
+from .goip.server import SmsServer
+from .mqtt import Incoming
+from .segments import segment
+from .settings import Settings
+from .store import CommandRow, Store
+from .topics import CommandTopic, Topics
 
 REMEMBERED_S = 24 * 3600.0
 "An id keeps its first result this long (docs/contract.md §4.6)."

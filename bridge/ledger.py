@@ -10,20 +10,20 @@ from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import Any
 
-from bridge import __version__, causes, numbers, payloads
-from bridge.batch import Batch
-from bridge.chores import Chore
-from bridge.goip import events, wire
-from bridge.goip.events import Address
-from bridge.goip.line import Line, Proof
-from bridge.goip.selftest import SelfTest
-from bridge.goip.server import LineMemory, SmsServer
-from bridge.goip.session import TOO_MANY
-from bridge.intake import Answers
-from bridge.segments import segment
-from bridge.settings import Settings
-from bridge.store import SmsRow, Store
-from bridge.topics import Topics
+from . import __version__, causes, numbers, payloads
+from .batch import Batch
+from .chores import Chore
+from .goip import events, wire
+from .goip.events import Address
+from .goip.line import Line, Proof
+from .goip.selftest import SelfTest
+from .goip.server import LineMemory, SmsServer
+from .goip.session import TOO_MANY
+from .intake import Answers
+from .segments import segment
+from .settings import Settings
+from .store import SmsRow, Store
+from .topics import Topics
 
 REPORT_HOLD_S = 10.0
 "A delivery report that matches nothing waits this long for its OK."

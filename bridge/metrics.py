@@ -19,11 +19,11 @@ from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bridge import __version__, states, status
-from bridge.goip.line import Line
+from . import __version__, states, status
+from .goip.line import Line
 
 if TYPE_CHECKING:
-    from bridge.app import Bridge
+    from .app import Bridge
 
 __all__ = ["CONTENT_TYPE", "METRICS", "PROCESS", "render"]
 

@@ -24,11 +24,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bridge import client as mqtt
-from bridge import terminal
-from bridge.client import Client, ClientError
-from bridge.settings import Settings
-from bridge.topics import Topics
+from . import client as mqtt
+from . import terminal
+from .client import Client, ClientError
+from .settings import Settings
+from .topics import Topics
 
 BIRTH_S = 3.0
 QUIET_S = 0.3

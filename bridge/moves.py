@@ -2,10 +2,10 @@
 
 import logging
 
-from bridge.goip import events
-from bridge.ledger import address_text
-from bridge.limits import Limiter
-from bridge.settings import Settings
+from .goip import events
+from .ledger import address_text
+from .limits import Limiter
+from .settings import Settings
 
 MOST = 6
 "Told of one line in ten minutes."

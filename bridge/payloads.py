@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import WithJsonSchema
 
-from bridge.commands import Code
+from .commands import Code
 
 DAY = 86400
 

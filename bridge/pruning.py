@@ -1,11 +1,11 @@
 """What the store forgets, and when: as chores, a few rows at a time."""
 
-from bridge.batch import Batch
-from bridge.chores import Chore
-from bridge.clock import Clock
-from bridge.payloads import DAY, timestamp
-from bridge.store import Store
-from bridge.topics import Topics
+from .batch import Batch
+from .chores import Chore
+from .clock import Clock
+from .payloads import DAY, timestamp
+from .store import Store
+from .topics import Topics
 
 REPEATS_S = 2 * 3600.0
 COMMANDS_S = 1.0 * DAY

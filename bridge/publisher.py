@@ -20,10 +20,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from bridge.mqtt import MqttLink, Publication, UnsendableError
-from bridge.payloads import STATES, encode, stamped
-from bridge.store import OutboxRow, Store
-from bridge.topics import Topics
+from .mqtt import MqttLink, Publication, UnsendableError
+from .payloads import STATES, encode, stamped
+from .store import OutboxRow, Store
+from .topics import Topics
 
 IN_MEMORY = 2000
 "Messages of the outbox held in memory; the others stay in the store until their turn."

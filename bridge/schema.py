@@ -18,14 +18,14 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from bridge import causes, payloads
-from bridge.commands import BRIDGE_COMMANDS, LINE_COMMANDS, Command
-from bridge.config_cli import config_schema
-from bridge.intake import SELFTEST_VERDICTS
-from bridge.payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Result, encode, stamped
-from bridge.settings import Settings
-from bridge.terminal import say, takes_unicode
-from bridge.topics import Topics
+from . import causes, payloads
+from .commands import BRIDGE_COMMANDS, LINE_COMMANDS, Command
+from .config_cli import config_schema
+from .intake import SELFTEST_VERDICTS
+from .payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Result, encode, stamped
+from .settings import Settings
+from .terminal import say, takes_unicode
+from .topics import Topics
 
 Json = dict[str, Any]
 

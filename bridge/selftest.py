@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bridge import client as mqtt
-from bridge import terminal
-from bridge.client import Client, ClientError
-from bridge.send import BIRTH_S, RESULT_S, WRONG
-from bridge.settings import Settings
-from bridge.topics import Topics
+from . import client as mqtt
+from . import terminal
+from .client import Client, ClientError
+from .send import BIRTH_S, RESULT_S, WRONG
+from .settings import Settings
+from .topics import Topics
 
 SILENCE_S = 120.0
 "Steps come closer together, unless one says when the next is due: a gateway has 90 s for its answer."

@@ -18,11 +18,11 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bridge import client as mqtt
-from bridge import terminal
-from bridge.client import Client, ClientError
-from bridge.settings import Settings
-from bridge.topics import Topics
+from . import client as mqtt
+from . import terminal
+from .client import Client, ClientError
+from .settings import Settings
+from .topics import Topics
 
 FINAL = ("delivered", "undelivered", "failed", "expired", "cancelled")
 GOOD = ("sent", "delivered")

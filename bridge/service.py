@@ -7,16 +7,16 @@ import os
 import signal
 from collections.abc import Callable
 
-from bridge import settings as configuration
-from bridge import status
-from bridge.app import Bridge, PortUnusable
-from bridge.broker import BrokerError, EmbeddedBroker
-from bridge.health import HealthSocket, socket_path
-from bridge.settings import BrokerUrl, ConfigError, Settings
-from bridge.store import Store, StoreError, StoreUnusable
-from bridge.supervisor import CLOSED, RESTART, Keeper
-from bridge.terminal import ControllingTerminal, say
-from bridge.udp import UdpSocket
+from . import settings as configuration
+from . import status
+from .app import Bridge, PortUnusable
+from .broker import BrokerError, EmbeddedBroker
+from .health import HealthSocket, socket_path
+from .settings import BrokerUrl, ConfigError, Settings
+from .store import Store, StoreError, StoreUnusable
+from .supervisor import CLOSED, RESTART, Keeper
+from .terminal import ControllingTerminal, say
+from .udp import UdpSocket
 
 log = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from bridge import homeassistant, numbers
+from . import homeassistant, numbers
 
 Place = tuple[str | int, ...]
 """Where a value is: `("lines", "goip1", "allow_from", 0)`."""

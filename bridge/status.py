@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from bridge import __version__, payloads, states
-from bridge.batch import Batch
-from bridge.goip.line import Line
-from bridge.lease import Role
-from bridge.numbers import mask, mask_all
-from bridge.payloads import timestamp
-from bridge.store import OutboxRow
+from . import __version__, payloads, states
+from .batch import Batch
+from .goip.line import Line
+from .lease import Role
+from .numbers import mask, mask_all
+from .payloads import timestamp
+from .store import OutboxRow
 
 if TYPE_CHECKING:
-    from bridge.app import Bridge
+    from .app import Bridge
 
 FACTS = 100
 "Facts that are kept."

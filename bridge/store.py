@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bridge import holders
-from bridge.ballast import Ballast, open_private
-from bridge.goip.line import Proof
-from bridge.goip.server import LineMemory
+from . import holders
+from .ballast import Ballast, open_private
+from .goip.line import Proof
+from .goip.server import LineMemory
 
 MIGRATIONS = (
     """

@@ -5,11 +5,11 @@ import itertools
 import logging
 import re
 
-from bridge.goip import events
-from bridge.ledger import address_text
-from bridge.limits import Limiter
-from bridge.numbers import mask_all
-from bridge.settings import Settings
+from .goip import events
+from .ledger import address_text
+from .limits import Limiter
+from .numbers import mask_all
+from .settings import Settings
 
 OF_A_LINE = 3
 "Sources that are told of one line in ten minutes, for each reason; of guessing one."

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
-from bridge.terminal import ControllingTerminal, LogFormatter
+from .terminal import ControllingTerminal, LogFormatter
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def set_up_logging(*, verbose: bool = False) -> None:
 
 
 def _serve(args: argparse.Namespace, keeper: "Keeper") -> int:
-    from bridge import service  # here: it is large, and the supervisor does without
+    from . import service  # here: it is large, and the supervisor does without
 
     return service.main(args, keeper)
 

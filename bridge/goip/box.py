@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from typing import TYPE_CHECKING
 
-from bridge.goip.session import BulkSession
-from bridge.goip.timing import Timing
+from .session import BulkSession
+from .timing import Timing
 
 if TYPE_CHECKING:
-    from bridge.goip.line import Line
+    from .line import Line
 
 MOST_NUMBERS = 10
 "Numbers in one session: the box remembers the outcome of the last ten (§4.2)."

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass, field
 
-from bridge.goip import wire
+from . import wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

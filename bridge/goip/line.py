@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from bridge.goip import control, events, wire
-from bridge.goip.box import Box
-from bridge.goip.events import Address
-from bridge.goip.selftest import SelfTest
-from bridge.goip.session import BulkSession, Outcomes, Recipient, Refusal, Session
-from bridge.goip.timing import Timing
-from bridge.goip.undecoded import decoded
+from . import control, events, wire
+from .box import Box
+from .events import Address
+from .selftest import SelfTest
+from .session import BulkSession, Outcomes, Recipient, Refusal, Session
+from .timing import Timing
+from .undecoded import decoded
 
 MAX_SUSPECTS = 100
 MAX_REPEATS = 10_000

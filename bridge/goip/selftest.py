@@ -9,9 +9,9 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bridge.goip import events, wire
-from bridge.goip.session import Outcomes, Refusal, refusal_of
-from bridge.goip.timing import Timing
+from . import events, wire
+from .session import Outcomes, Refusal, refusal_of
+from .timing import Timing
 
 ROUNDS = 2
 "Round 1 repeats SEND around the outcome; round 2 has the next sms_no, and looks how long a session is remembered."

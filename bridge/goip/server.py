@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from bridge.goip import control, events, wire
-from bridge.goip.box import Box
-from bridge.goip.events import Address
-from bridge.goip.guesses import Guesses
-from bridge.goip.line import Line, Proof, Submitted
-from bridge.goip.session import BulkSession, Outcomes, Recipient
-from bridge.goip.timing import Timing
+from . import control, events, wire
+from .box import Box
+from .events import Address
+from .guesses import Guesses
+from .line import Line, Proof, Submitted
+from .session import BulkSession, Outcomes, Recipient
+from .timing import Timing
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from bridge.goip import events, wire
-from bridge.goip.timing import Timing
+from . import events, wire
+from .timing import Timing
 
 MAX_WAITS = 10
 "How many times `Timing.wait` an SMS may stay accepted and undecided."

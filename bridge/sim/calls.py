@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bridge.sim.world import Action
+from .world import Action
 
 if TYPE_CHECKING:
-    from bridge.sim.line import SimulatedLine
+    from .line import SimulatedLine
 
 _INCOMING, _OUTGOING = 1, 2
 "The `dir` of RECORD (docs/protocol.md §7.2)."

@@ -14,15 +14,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bridge.sim.console import HELP, run_command
-from bridge.sim.errors import SimulatorError
-from bridge.sim.line import Registration
-from bridge.sim.network import Faults
-from bridge.sim.options import LineOptions, has_number
-from bridge.sim.profiles import PROFILES
-from bridge.sim.run import SimOptions, Simulator
-from bridge.sim.traffic import TrafficOptions
-from bridge.terminal import LogFormatter, say
+from ..terminal import LogFormatter, say
+from .console import HELP, run_command
+from .errors import SimulatorError
+from .line import Registration
+from .network import Faults
+from .options import LineOptions, has_number
+from .profiles import PROFILES
+from .run import SimOptions, Simulator
+from .traffic import TrafficOptions
 
 PORT_BASE = 10990
 "Of a real box with 4 or 8 channels (docs/protocol.md §1). A port that stays lets a server know the line again."

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 
-from bridge.sim.handle import LineHandle
-from bridge.sim.run import Simulator
+from .handle import LineHandle
+from .run import Simulator
 
 HELP = """\
 sms LINE FROM TEXT        an SMS to this line          call LINE NUMBER [SECONDS]   somebody calls, and is answered

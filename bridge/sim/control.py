@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from bridge.sim import wire
-from bridge.sim.world import Address
+from . import wire
+from .world import Address
 
 if TYPE_CHECKING:
-    from bridge.sim.line import SimulatedLine
+    from .line import SimulatedLine
 
 _BAD_PASSWORD = "password error"
 _BAD_VALUE = "bad value"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bridge.sim import wire
-from bridge.sim.world import Record
+from . import wire
+from .world import Record
 
 if TYPE_CHECKING:
-    from bridge.sim.line import SimulatedLine
+    from .line import SimulatedLine
 
 
 @dataclass(slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bridge.sim.line import SimulatedLine
-from bridge.sim.options import LineOptions
-from bridge.sim.world import World
+from .line import SimulatedLine
+from .options import LineOptions
+from .world import World
 
 
 class SimulatedGateway:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bridge.sim.line import Registration, SimulatedLine
-from bridge.sim.world import Datagram
+from .line import Registration, SimulatedLine
+from .world import Datagram
 
 if TYPE_CHECKING:
-    from bridge.sim.run import Simulator
+    from .run import Simulator
 
 
 class LineHandle:

@@ -10,18 +10,18 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from bridge.sim import wire
-from bridge.sim.calls import Calls
-from bridge.sim.control import Control
-from bridge.sim.events import Events
-from bridge.sim.options import LineOptions
-from bridge.sim.sms import SmsSender
-from bridge.sim.text import split_text
-from bridge.sim.ussd import Ussd
-from bridge.sim.world import Action, Address, Datagram, Record, World
+from . import wire
+from .calls import Calls
+from .control import Control
+from .events import Events
+from .options import LineOptions
+from .sms import SmsSender
+from .text import split_text
+from .ussd import Ussd
+from .world import Action, Address, Datagram, Record, World
 
 if TYPE_CHECKING:
-    from bridge.sim.gateway import SimulatedGateway
+    from .gateway import SimulatedGateway
 
 _SILENCES = 3
 "Keepalives without answer after which the box shows itself as not logged in."

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bridge.sim.profiles import PROFILES, Profile
+from .profiles import PROFILES, Profile
 
 _NUMBER = re.compile(r"%(?:0[1-9])?d")
 

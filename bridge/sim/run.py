@@ -16,15 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from bridge.sim.errors import SimulatorError
-from bridge.sim.gateway import SimulatedGateway
-from bridge.sim.handle import LineHandle
-from bridge.sim.line import Registration, SimulatedLine
-from bridge.sim.network import Faults, Network
-from bridge.sim.options import LineOptions, has_number
-from bridge.sim.sockets import allow_files, local_address, open_socket, resolve
-from bridge.sim.traffic import Traffic, TrafficOptions
-from bridge.sim.world import Address, Datagram, Record, World
+from .errors import SimulatorError
+from .gateway import SimulatedGateway
+from .handle import LineHandle
+from .line import Registration, SimulatedLine
+from .network import Faults, Network
+from .options import LineOptions, has_number
+from .sockets import allow_files, local_address, open_socket, resolve
+from .traffic import Traffic, TrafficOptions
+from .world import Address, Datagram, Record, World
 
 _udp_log = logging.getLogger("bridge.sim.udp")
 _radio_log = logging.getLogger("bridge.sim.radio")

@@ -6,12 +6,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bridge.sim import wire
-from bridge.sim.text import split_text
-from bridge.sim.world import Address, Record
+from . import wire
+from .text import split_text
+from .world import Address, Record
 
 if TYPE_CHECKING:
-    from bridge.sim.line import SimulatedLine
+    from .line import SimulatedLine
 
 _NO_NETWORK = 331
 "errorstatus of an SMS that waited when the network went away: +CMS ERROR 331, no network service."

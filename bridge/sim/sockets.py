@@ -8,8 +8,8 @@ import os
 import resource
 import socket
 
-from bridge.sim.errors import SimulatorError
-from bridge.sim.world import Address
+from .errors import SimulatorError
+from .world import Address
 
 _SPARE_FILES = 64
 "File descriptors for everything but the lines' sockets."

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bridge.sim.gateway import SimulatedGateway
-from bridge.sim.line import SimulatedLine
-from bridge.sim.world import World
+from .gateway import SimulatedGateway
+from .line import SimulatedLine
+from .world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bridge.sim import wire
-from bridge.sim.world import Address
+from . import wire
+from .world import Address
 
 if TYPE_CHECKING:
-    from bridge.sim.line import SimulatedLine
+    from .line import SimulatedLine
 
 
 @dataclass(frozen=True, slots=True)
