@@ -24,12 +24,15 @@ from typing import Any
 
 import orjson
 
-from . import commands, holders, payloads
+from . import holders
 from .batch import Batch, Order, Run
 from .board import Board
 from .chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
 from .clock import Clock, SteadyTime
-from .commands import Code
+from .contract import commands, payloads
+from .contract.commands import Code
+from .contract.numbers import mask_all
+from .contract.topics import Topics
 from .discovery import APART_S, Discovery
 from .goip import events, wire
 from .goip.box import MOST_NUMBERS
@@ -45,7 +48,6 @@ from .ledger import Ledger, address_text
 from .limits import Gate, Limiter, Tokens
 from .moves import Moves
 from .mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
-from .numbers import mask_all
 from .operations import operation
 from .pruning import Pruning
 from .publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
@@ -53,7 +55,6 @@ from .settings import BrokerUrl, HomeAssistantSettings, Settings
 from .status import Recent
 from .store import OutboxRow, SmsRow, Store, StoreError
 from .strangers import Strangers
-from .topics import Topics
 from .udp import UdpSocket, plain
 
 log = logging.getLogger(__name__)

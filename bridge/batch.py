@@ -9,9 +9,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .commands import Command
+from .contract.commands import Command
+from .contract.payloads import KINDS, encode, timestamp
 from .mqtt import Incoming
-from .payloads import KINDS, encode, timestamp
 from .store import OutboxEntry, OutboxRow
 
 MAX_FOREIGN = 1000

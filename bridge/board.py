@@ -11,16 +11,17 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from . import __version__, payloads, states
+from . import __version__, states
 from .batch import Batch, Run
 from .clock import Clock, SteadyTime
+from .contract import payloads
+from .contract.numbers import mask
+from .contract.topics import Topics
 from .goip.line import Line
 from .goip.server import SmsServer
-from .numbers import mask
 from .publisher import Publisher
 from .settings import Settings
 from .store import Store
-from .topics import Topics
 
 log = logging.getLogger(__name__)
 

@@ -36,13 +36,13 @@ from . import client as mqtt
 from . import terminal
 from .app import Bridge, PortUnusable
 from .broker import BrokerError, EmbeddedBroker
+from .contract.topics import Topics
 from .goip.events import Address
 from .settings import Settings
 from .sim.errors import SimulatorError
 from .sim.options import LineOptions
 from .sim.run import SimOptions, Simulator
 from .store import Store, StoreUnusable
-from .topics import Topics
 
 STEP_S = 20.0
 "How long the story waits for what it has announced."

@@ -18,11 +18,11 @@ import orjson
 
 from . import homeassistant
 from .clock import Clock
+from .contract.topics import Topics
 from .homeassistant import Hardware, is_ours, maker, prefix_of
 from .publisher import Publisher, RetainedState
 from .settings import Settings
 from .store import OutboxCopy, OutboxRow
-from .topics import Topics
 
 log = logging.getLogger(__name__)
 

@@ -33,10 +33,10 @@ from . import client as mqtt
 from . import settings as configuration
 from .broker import NO_BROKER, find_mosquitto
 from .client import Client
+from .contract.topics import Topics
 from .health import ask, socket_path
 from .settings import ConfigError, Settings
 from .store import MIGRATIONS, is_foreign
-from .topics import Topics
 from .udp import RECEIVE_BUFFER
 
 Level = Literal["ok", "note", "problem"]

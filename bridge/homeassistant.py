@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import orjson
 
-from . import __version__, payloads
-from .topics import Topics
+from . import __version__
+from .contract import payloads
+from .contract.topics import Topics
 
 if TYPE_CHECKING:
     from .settings import LineSettings, Settings

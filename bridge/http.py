@@ -24,11 +24,11 @@ from aiohttp import web
 
 from . import metrics, status
 from .app import Bridge
-from .commands import Code
+from .contract.commands import Code
+from .contract.numbers import mask
+from .contract.payloads import stamped
 from .lease import Role
 from .mqtt import Incoming
-from .numbers import mask
-from .payloads import stamped
 
 log = logging.getLogger(__name__)
 _silence = logging.getLogger(f"{__name__}.aiohttp")

@@ -12,17 +12,18 @@ from typing import Any
 
 import orjson
 
-from . import __version__, commands, numbers, operations, payloads
+from . import __version__, operations
 from .batch import Batch, Order
-from .commands import Code, Command, CommandError
+from .contract import commands, numbers, payloads
+from .contract.commands import Code, Command, CommandError
+from .contract.segments import segment
+from .contract.topics import CommandTopic, Topics
 from .goip import events
 from .goip.line import Line
 from .goip.server import SmsServer
 from .mqtt import Incoming
-from .segments import segment
 from .settings import Settings
 from .store import CommandRow, Store
-from .topics import CommandTopic, Topics
 
 REMEMBERED_S = 24 * 3600.0
 "An id keeps its first result this long (docs/contract.md §4.6)."

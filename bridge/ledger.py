@@ -10,9 +10,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import Any
 
-from . import __version__, causes, numbers, payloads
+from . import __version__
 from .batch import Batch
 from .chores import Chore
+from .contract import causes, numbers, payloads
+from .contract.segments import segment
+from .contract.topics import Topics
 from .goip import events, wire
 from .goip.events import Address
 from .goip.line import Line, Proof
@@ -20,10 +23,8 @@ from .goip.selftest import SelfTest
 from .goip.server import LineMemory, SmsServer
 from .goip.session import TOO_MANY
 from .intake import Answers
-from .segments import segment
 from .settings import Settings
 from .store import SmsRow, Store
-from .topics import Topics
 
 REPORT_HOLD_S = 10.0
 "A delivery report that matches nothing waits this long for its OK."

@@ -27,8 +27,8 @@ from rich.text import Text
 from . import client as mqtt
 from . import terminal
 from .client import Client, ClientError
+from .contract.topics import Topics
 from .settings import Settings
-from .topics import Topics
 
 BIRTH_S = 3.0
 QUIET_S = 0.3

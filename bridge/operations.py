@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from . import commands
-from .commands import Command
+from .contract import commands
+from .contract.commands import Command
 from .goip import events, wire
 from .goip.control import Operation
 

@@ -3,9 +3,9 @@
 from .batch import Batch
 from .chores import Chore
 from .clock import Clock
-from .payloads import DAY, timestamp
+from .contract.payloads import DAY, timestamp
+from .contract.topics import Topics
 from .store import Store
-from .topics import Topics
 
 REPEATS_S = 2 * 3600.0
 COMMANDS_S = 1.0 * DAY

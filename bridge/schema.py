@@ -18,14 +18,14 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from . import causes, payloads
-from .commands import BRIDGE_COMMANDS, LINE_COMMANDS, Command
 from .config_cli import config_schema
+from .contract import causes, payloads
+from .contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, Command
+from .contract.payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Result, encode, stamped
+from .contract.topics import Topics
 from .intake import SELFTEST_VERDICTS
-from .payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Result, encode, stamped
 from .settings import Settings
 from .terminal import say, takes_unicode
-from .topics import Topics
 
 Json = dict[str, Any]
 

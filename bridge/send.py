@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import client as mqtt
 from . import terminal
 from .client import Client, ClientError
+from .contract.topics import Topics
 from .settings import Settings
-from .topics import Topics
 
 FINAL = ("delivered", "undelivered", "failed", "expired", "cancelled")
 GOOD = ("sent", "delivered")

@@ -3,7 +3,7 @@
 from collections import ChainMap
 from collections.abc import Callable
 
-from . import payloads
+from .contract import payloads
 from .goip import wire
 from .goip.line import Line
 from .goip.undecoded import decoded

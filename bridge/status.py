@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from . import __version__, payloads, states
+from . import __version__, states
 from .batch import Batch
+from .contract import payloads
+from .contract.numbers import mask, mask_all
+from .contract.payloads import timestamp
 from .goip.line import Line
 from .lease import Role
-from .numbers import mask, mask_all
-from .payloads import timestamp
 from .store import OutboxRow
 
 if TYPE_CHECKING:

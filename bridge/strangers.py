@@ -5,10 +5,10 @@ import itertools
 import logging
 import re
 
+from .contract.numbers import mask_all
 from .goip import events
 from .ledger import address_text
 from .limits import Limiter
-from .numbers import mask_all
 from .settings import Settings
 
 OF_A_LINE = 3

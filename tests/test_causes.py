@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge import causes
+from bridge.contract import causes
 
 CONTRACT = (Path(__file__).resolve().parent.parent / "docs/contract.md").read_text()
 

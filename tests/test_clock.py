@@ -9,8 +9,8 @@ import pytest
 
 from bridge.app import Bridge
 from bridge.clock import BELIEVED_S, Clock, SteadyTime
+from bridge.contract.payloads import timestamp
 from bridge.mqtt import Incoming
-from bridge.payloads import timestamp
 from bridge.settings import Settings
 from bridge.store import Store
 

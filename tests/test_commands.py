@@ -9,9 +9,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bridge import commands
-from bridge import commands as module
-from bridge.commands import (
+from bridge.contract import commands
+from bridge.contract import commands as module
+from bridge.contract.commands import (
     BRIDGE_COMMANDS,
     CODES,
     LINE_COMMANDS,

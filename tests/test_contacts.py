@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from bridge.app import Bridge
-from bridge.commands import MAX_RECIPIENTS
+from bridge.contract.commands import MAX_RECIPIENTS
+from bridge.contract.numbers import normalise
 from bridge.mqtt import Incoming
-from bridge.numbers import normalise
 from bridge.settings import Settings
 from bridge.store import Store
 

@@ -13,13 +13,13 @@ import pytest
 import yaml
 
 from bridge.board import STATS_S
+from bridge.contract.topics import Topics
 from bridge.discovery import APART_S, BIRTH_S, HOME_S, OLD_WILL_S, SETTLE_S, Discovery
 from bridge.homeassistant import Hardware, documents, notify_keys
 from bridge.mqtt import Publication
 from bridge.publisher import Publisher
 from bridge.settings import Settings
 from bridge.store import Store
-from bridge.topics import Topics
 from broker_fixture import Broker
 from brokers import Mosquitto
 from harness import (

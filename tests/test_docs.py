@@ -13,11 +13,12 @@ import pytest
 from pydantic import BaseModel
 
 from bridge import __main__ as command_line
-from bridge import causes, commands, intake, payloads, schema
+from bridge import intake, schema
+from bridge.contract import causes, commands, payloads
+from bridge.contract.topics import Topics
 from bridge.mqtt import TWIN_ADVICE
 from bridge.settings import Settings, load, load_with_origins
 from bridge.store import MIGRATIONS
-from bridge.topics import Topics
 from brokers import make_certificates
 from reliability.simulation import SCENARIOS
 

@@ -22,14 +22,14 @@ from bridge.app import DOUBTED_AT_ONCE, HASTENED_AT_ONCE, Bridge
 from bridge.board import STATES_AT_ONCE
 from bridge.chores import ROWS
 from bridge.clock import BELIEVED_S, Clock
+from bridge.contract.numbers import normalise
+from bridge.contract.payloads import timestamp
 from bridge.discovery import DEVICES_AT_ONCE
 from bridge.goip import events
 from bridge.goip.line import Proof
 from bridge.goip.server import LineMemory
 from bridge.homeassistant import documents
 from bridge.ledger import REPORT_CHOICES, REPORT_HOLD_S, last_digits
-from bridge.numbers import normalise
-from bridge.payloads import timestamp
 from bridge.settings import Settings
 from bridge.store import MIGRATIONS, Store
 

@@ -18,9 +18,9 @@ import pytest
 from paho.mqtt import publish
 from test_send import cli, environment, faults
 
+from bridge.contract.topics import Topics
 from bridge.health import HealthSocket, socket_path
 from bridge.health import trouble as trouble_of
-from bridge.topics import Topics
 from broker_fixture import Broker
 from brokers import SERVER_NAME, Mosquitto, amqtt_broker, free_port, make_certificates
 from harness import BridgeProcess, as_broker, bridge_config, free_udp_port, raw_line, running, watching

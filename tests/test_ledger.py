@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from bridge import causes
 from bridge.batch import Batch, Run
 from bridge.chores import ROWS
+from bridge.contract import causes
+from bridge.contract.topics import Topics
 from bridge.goip import events
 from bridge.goip.line import Proof
 from bridge.goip.server import LineConfig, LineMemory, SmsServer
@@ -20,7 +21,6 @@ from bridge.ledger import REPORT_HOLD_S, REPORT_WINDOW_S, Ledger, same_number
 from bridge.settings import Settings
 from bridge.store import Store
 from bridge.strangers import Strangers
-from bridge.topics import Topics
 
 START = 1_800_000_000.0
 FIRST_SENDID = 1000

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge import commands
+from bridge.contract import commands
 from bridge.intake import _without_values
 from harness import BridgeProcess, RawLine, Watcher, as_broker, bridge_config, own_broker, raw_line, running, watching
 

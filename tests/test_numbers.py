@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge import numbers
+from bridge.contract import numbers
 from bridge.intake import ENDING
 
 MOBILE = {

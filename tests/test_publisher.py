@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.contract.topics import Topics
 from bridge.mqtt import Publication, UnsendableError
 from bridge.publisher import (
     ALONE_S,
@@ -21,7 +22,6 @@ from bridge.publisher import (
     RetainedState,
 )
 from bridge.store import Store
-from bridge.topics import Topics
 
 REFUSED = 0x87
 

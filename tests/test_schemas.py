@@ -11,12 +11,13 @@ import jsonschema
 import pytest
 import yaml
 
-from bridge import app, board, payloads, schema
+from bridge import app, board, schema
 from bridge.app import Bridge
-from bridge.commands import BRIDGE_COMMANDS, LINE_COMMANDS, CommandError, parse
+from bridge.contract import payloads
+from bridge.contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, CommandError, parse
+from bridge.contract.payloads import KINDS, STATES
 from bridge.goip import events
 from bridge.mqtt import Incoming
-from bridge.payloads import KINDS, STATES
 from bridge.settings import BrokerUrl, Settings
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator

@@ -6,7 +6,7 @@ import smsutil
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bridge.segments import Segments, segment
+from bridge.contract.segments import Segments, segment
 
 ORACLE_CODEC = gsm0338.Codec()
 # The oracles let an escape through as a character of its own; on the air it is none.

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
-from bridge.topics import CommandTopic, Topics
+from bridge.contract.topics import CommandTopic, Topics
 
 TOPICS = Topics("goip")
 LEVELS = st.lists(

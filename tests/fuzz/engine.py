@@ -15,12 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import bridge.commands
+import bridge.contract.commands
 import bridge.goip.line
 import bridge.goip.server
 import bridge.goip.session
 import bridge.goip.wire
-import bridge.numbers
+import bridge.contract.numbers
 from fuzz import targets
 
 CORPUS = Path(__file__).parent / "corpus"

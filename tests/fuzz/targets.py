@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "goip"))
 
 from goip_bench import ELSEWHERE, SENDID, Bench
 
-from bridge import commands, operations
+from bridge import operations
+from bridge.contract import commands
+from bridge.contract.segments import segment
 from bridge.goip import events, wire
-from bridge.segments import segment
 
 SEPARATOR = b"\x1e\n"
 MAX_DATAGRAM = 65_507

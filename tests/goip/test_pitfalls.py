@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from goip_bench import ELSEWHERE, HOME, SENDID, Bench
 
-from bridge import numbers
+from bridge.contract import numbers
 from bridge.goip import events, wire
 from bridge.sim import wire as box
 
