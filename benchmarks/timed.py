@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge import __main__ as program
-from bridge import app, batch, ledger, mqtt, publisher, udp
+from bridge import app, batch, ledger, mqtt, publisher
 from bridge.goip import server, wire
+from bridge.system import udp
 
 RECEIVE, DECODE, CORE, LEDGER = "UDP receive", "decode", "protocol core", "ledger"
 JSON, STATEMENTS, COMMIT, DISK = "JSON and timestamps", "SQLite statements", "SQLite commit", "waiting for the disk"

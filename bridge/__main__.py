@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import bridge
 
-from . import terminal
+from .system import terminal
 
 COMMANDS = {
     "run": ("bridge.supervisor", "run the bridge"),

@@ -24,11 +24,9 @@ from typing import Any
 
 import orjson
 
-from . import holders
 from .batch import Batch, Order, Run
 from .board import Board
 from .chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
-from .clock import Clock, SteadyTime
 from .contract import commands, payloads
 from .contract.commands import Code
 from .contract.numbers import mask_all
@@ -55,7 +53,9 @@ from .settings import BrokerUrl, HomeAssistantSettings, Settings
 from .status import Recent
 from .store import OutboxRow, SmsRow, Store, StoreError
 from .strangers import Strangers
-from .udp import UdpSocket, plain
+from .system import holders
+from .system.clock import Clock, SteadyTime
+from .system.udp import UdpSocket, plain
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from . import __version__, states
 from .batch import Batch, Run
-from .clock import Clock, SteadyTime
 from .contract import payloads
 from .contract.numbers import mask
 from .contract.topics import Topics
@@ -22,6 +21,7 @@ from .goip.server import SmsServer
 from .publisher import Publisher
 from .settings import Settings
 from .store import Store
+from .system.clock import Clock, SteadyTime
 
 log = logging.getLogger(__name__)
 

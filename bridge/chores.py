@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .batch import Batch
-from .clock import Clock
+from .system.clock import Clock
 
 ROWS = 100
 "Rows that one piece handles."

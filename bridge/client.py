@@ -28,7 +28,7 @@ from . import settings as configuration
 from .broker import DEFAULT_PORT, FOLDER, LOOPBACK
 from .mqtt import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
 from .settings import BrokerUrl, ConfigError, MqttSettings, Settings
-from .terminal import clean, cleaned, complain
+from .system.terminal import clean, cleaned, complain
 
 CONNECT_S = 10.0
 REFUSED = 0x80

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from .settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
-from .terminal import say, takes_unicode
+from .system.terminal import say, takes_unicode
 
 SECRET = "********"
 

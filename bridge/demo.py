@@ -33,7 +33,6 @@ from rich.table import Table
 from rich.text import Text
 
 from . import client as mqtt
-from . import terminal
 from .app import Bridge, PortUnusable
 from .broker import BrokerError, EmbeddedBroker
 from .contract.topics import Topics
@@ -43,6 +42,7 @@ from .sim.errors import SimulatorError
 from .sim.options import LineOptions
 from .sim.run import SimOptions, Simulator
 from .store import Store, StoreUnusable
+from .system import terminal
 
 STEP_S = 20.0
 "How long the story waits for what it has announced."

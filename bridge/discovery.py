@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable
 import orjson
 
 from . import homeassistant
-from .clock import Clock
 from .contract.topics import Topics
 from .homeassistant import Hardware, is_ours, maker, prefix_of
 from .publisher import Publisher, RetainedState
 from .settings import Settings
 from .store import OutboxCopy, OutboxRow
+from .system.clock import Clock
 
 log = logging.getLogger(__name__)
 

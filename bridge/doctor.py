@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import __version__, holders, terminal
+from . import __version__
 from . import client as mqtt
 from . import settings as configuration
 from .broker import NO_BROKER, find_mosquitto
@@ -37,7 +37,8 @@ from .contract.topics import Topics
 from .health import ask, socket_path
 from .settings import ConfigError, Settings
 from .store import MIGRATIONS, is_foreign
-from .udp import RECEIVE_BUFFER
+from .system import holders, terminal
+from .system.udp import RECEIVE_BUFFER
 
 Level = Literal["ok", "note", "problem"]
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}

@@ -21,7 +21,7 @@ from typing import Any
 
 from . import settings as configuration
 from .settings import ConfigError
-from .terminal import complain, seconds
+from .system.terminal import complain, seconds
 
 TIMEOUT_S = 5.0
 AGAIN_S = 0.1

@@ -25,10 +25,10 @@ from rich.table import Table
 from rich.text import Text
 
 from . import client as mqtt
-from . import terminal
 from .client import Client, ClientError
 from .contract.topics import Topics
 from .settings import Settings
+from .system import terminal
 
 BIRTH_S = 3.0
 QUIET_S = 0.3

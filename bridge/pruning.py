@@ -2,10 +2,10 @@
 
 from .batch import Batch
 from .chores import Chore
-from .clock import Clock
 from .contract.payloads import DAY, timestamp
 from .contract.topics import Topics
 from .store import Store
+from .system.clock import Clock
 
 REPEATS_S = 2 * 3600.0
 COMMANDS_S = 1.0 * DAY

@@ -25,7 +25,7 @@ from .contract.payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Resul
 from .contract.topics import Topics
 from .intake import SELFTEST_VERDICTS
 from .settings import Settings
-from .terminal import say, takes_unicode
+from .system.terminal import say, takes_unicode
 
 Json = dict[str, Any]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from . import client as mqtt
-from . import terminal
 from .client import Client, ClientError
 from .contract.topics import Topics
 from .send import BIRTH_S, RESULT_S, WRONG
 from .settings import Settings
+from .system import terminal
 
 SILENCE_S = 120.0
 "Steps come closer together, unless one says when the next is due: a gateway has 90 s for its answer."

@@ -19,10 +19,10 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import client as mqtt
-from . import terminal
 from .client import Client, ClientError
 from .contract.topics import Topics
 from .settings import Settings
+from .system import terminal
 
 FINAL = ("delivered", "undelivered", "failed", "expired", "cancelled")
 GOOD = ("sent", "delivered")

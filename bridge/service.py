@@ -15,8 +15,8 @@ from .health import HealthSocket, socket_path
 from .settings import BrokerUrl, ConfigError, Settings
 from .store import Store, StoreError, StoreUnusable
 from .supervisor import CLOSED, RESTART, Keeper
-from .terminal import ControllingTerminal, say
-from .udp import UdpSocket
+from .system.terminal import ControllingTerminal, say
+from .system.udp import UdpSocket
 
 log = logging.getLogger(__name__)
 

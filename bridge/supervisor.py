@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
-from .terminal import ControllingTerminal, LogFormatter
+from .system.terminal import ControllingTerminal, LogFormatter
 
 log = logging.getLogger(__name__)
 

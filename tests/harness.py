@@ -20,7 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 import outputs
-from bridge.clock import Clock
+from bridge.system.clock import Clock
 from broker_fixture import Broker
 from brokers import Mosquitto
 

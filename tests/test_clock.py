@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from bridge.app import Bridge
-from bridge.clock import BELIEVED_S, Clock, SteadyTime
 from bridge.contract.payloads import timestamp
 from bridge.mqtt import Incoming
 from bridge.settings import Settings
 from bridge.store import Store
+from bridge.system.clock import BELIEVED_S, Clock, SteadyTime
 
 HOUR, DAY = 3600.0, 86400.0
 START = 1_800_000_000.0

@@ -22,11 +22,11 @@ import pytest
 
 from bridge.app import Bridge
 from bridge.ballast import BALLAST_BYTES, Ballast
-from bridge.clock import Clock
 from bridge.goip.server import LineMemory
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.store import MIGRATIONS, Store, StoreError, StoreUnusable
+from bridge.system.clock import Clock
 from broker_fixture import Broker
 from harness import BridgeProcess, RawLine, bridge_config, raw_line, running, sweep, watching
 from reliability import faulty_disk

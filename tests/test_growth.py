@@ -21,7 +21,6 @@ from bridge import store
 from bridge.app import DOUBTED_AT_ONCE, HASTENED_AT_ONCE, Bridge
 from bridge.board import STATES_AT_ONCE
 from bridge.chores import ROWS
-from bridge.clock import BELIEVED_S, Clock
 from bridge.contract.numbers import normalise
 from bridge.contract.payloads import timestamp
 from bridge.discovery import DEVICES_AT_ONCE
@@ -32,6 +31,7 @@ from bridge.homeassistant import documents
 from bridge.ledger import REPORT_CHOICES, REPORT_HOLD_S, last_digits
 from bridge.settings import Settings
 from bridge.store import MIGRATIONS, Store
+from bridge.system.clock import BELIEVED_S, Clock
 
 DAY = 86400.0
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bridge import terminal
+from bridge.system import terminal
 from broker_fixture import free_port
 from harness import LIMIT_S, free_udp_port
 

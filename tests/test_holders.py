@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge import holders
+from bridge.system import holders
 from broker_fixture import free_port
 from harness import BridgeProcess, bridge_config, free_udp_port, running
 

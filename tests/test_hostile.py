@@ -36,7 +36,7 @@ from bridge.moves import Moves
 from bridge.settings import Settings
 from bridge.store import Store
 from bridge.strangers import LOGGED_A_MINUTE, OF_A_LINE, Strangers
-from bridge.udp import _set_receive_buffer
+from bridge.system.udp import _set_receive_buffer
 from broker_fixture import Broker
 from brokers import Mosquitto
 from flood import Attack, Outcome

@@ -23,7 +23,7 @@ from bridge.goip.server import LineMemory
 from bridge.settings import BrokerUrl, Settings
 from bridge.store import Store
 from bridge.supervisor import Systemd, _pauses
-from bridge.udp import BATCH, UdpSocket
+from bridge.system.udp import BATCH, UdpSocket
 from broker_fixture import Broker
 from harness import LIMIT_S, BridgeProcess, RawLine, Watcher, bridge_config, children, raw_line, running, watching
 from harness import sweep as sweep_broker

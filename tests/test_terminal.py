@@ -18,7 +18,7 @@ from test_send import cli, environment
 
 from bridge.contract.topics import Topics
 from bridge.monitor import Board
-from bridge.terminal import LogFormatter, clean, cleaned, console, say
+from bridge.system.terminal import LogFormatter, clean, cleaned, console, say
 from brokers import Mosquitto
 from harness import as_broker, bridge_config, raw_line, running, watching
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..terminal import LogFormatter, say
+from ..system.terminal import LogFormatter, say
 from .console import HELP, run_command
 from .errors import SimulatorError
 from .line import Registration

@@ -16,11 +16,11 @@ from types import FrameType
 from typing import Any
 
 import bridge.contract.commands
+import bridge.contract.numbers
 import bridge.goip.line
 import bridge.goip.server
 import bridge.goip.session
 import bridge.goip.wire
-import bridge.contract.numbers
 from fuzz import targets
 
 CORPUS = Path(__file__).parent / "corpus"

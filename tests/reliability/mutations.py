@@ -229,7 +229,7 @@ MUTATIONS = (
         "the wall clock says what is too old",
         (
             (
-                "bridge/clock.py",
+                "bridge/system/clock.py",
                 '        return self._state["offset"] + self._clock.boottime()\n',
                 "        return self._clock.time()\n",
             ),

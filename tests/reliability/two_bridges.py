@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from bridge.app import Bridge
-from bridge.clock import Clock
 from bridge.lease import Role
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import BrokerUrl, Settings
 from bridge.sim.gateway import SimulatedGateway
 from bridge.sim.options import LineOptions
 from bridge.sim.world import World
+from bridge.system.clock import Clock
 from reliability.simulation import _fix_chance, _memory
 from reliability.virtual import EPOCH, Crash, Disk, Host, Life, VirtualStore, VirtualUdp
 

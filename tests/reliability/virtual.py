@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bridge.clock import Clock
 from bridge.goip.events import Address
 from bridge.mqtt import Incoming, Publication
 from bridge.store import Store
+from bridge.system.clock import Clock
 
 EPOCH = 1_800_000_000.0
 "Unix time at which every virtual world begins."

@@ -78,7 +78,7 @@ def imports(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_simulator_shares_no_code_with_the_server(path):
-    ours = {"bridge.terminal"} if path.name in SHELL else set()  # what it writes to a terminal is no protocol
+    ours = {"bridge.system.terminal"} if path.name in SHELL else set()  # what it writes to a terminal is no protocol
     foreign = [name for name in imports(path) if name.startswith("bridge") and not name.startswith("bridge.sim")]
     assert set(foreign) <= ours
 

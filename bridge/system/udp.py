@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from .goip.events import Address
+from ..goip.events import Address
 
 log = logging.getLogger(__name__)
 

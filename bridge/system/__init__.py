@@ -1,0 +1,1 @@
+"""The machine: clocks, UDP sockets, terminals."""
