@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.gateways import keepalive
 from benchmarks.harness import BridgeProcess, Table, WrongResultError, bridge, broker, folder, line_names
-from bridge.store import MIGRATIONS
+from bridge.store.database import MIGRATIONS
 
 ROWS = int(os.environ.get("BENCH_ROWS", "1000000"))
 LINES = 32

@@ -51,7 +51,7 @@ from .pruning import Pruning
 from .publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
 from .settings import BrokerUrl, HomeAssistantSettings, Settings
 from .status import Recent
-from .store import OutboxRow, SmsRow, Store, StoreError
+from .store.database import OutboxRow, SmsRow, Store, StoreError
 from .strangers import Strangers
 from .system import holders
 from .system.clock import Clock, SteadyTime

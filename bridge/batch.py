@@ -12,7 +12,7 @@ from typing import Any
 from .contract.commands import Command
 from .contract.payloads import KINDS, encode, timestamp
 from .mqtt import Incoming
-from .store import OutboxEntry, OutboxRow
+from .store.database import OutboxEntry, OutboxRow
 
 MAX_FOREIGN = 1000
 "Topics that others chose and whose messages are counted."

@@ -20,7 +20,7 @@ from .goip.line import Line
 from .goip.server import SmsServer
 from .publisher import Publisher
 from .settings import Settings
-from .store import Store
+from .store.database import Store
 from .system.clock import Clock, SteadyTime
 
 log = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ from .settings import Settings
 from .sim.errors import SimulatorError
 from .sim.options import LineOptions
 from .sim.run import SimOptions, Simulator
-from .store import Store, StoreUnusable
+from .store.database import Store, StoreUnusable
 from .system import terminal
 
 STEP_S = 20.0

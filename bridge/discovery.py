@@ -21,7 +21,7 @@ from .contract.topics import Topics
 from .homeassistant import Hardware, is_ours, maker, prefix_of
 from .publisher import Publisher, RetainedState
 from .settings import Settings
-from .store import OutboxCopy, OutboxRow
+from .store.database import OutboxCopy, OutboxRow
 from .system.clock import Clock
 
 log = logging.getLogger(__name__)

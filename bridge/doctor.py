@@ -36,7 +36,7 @@ from .client import Client
 from .contract.topics import Topics
 from .health import ask, socket_path
 from .settings import ConfigError, Settings
-from .store import MIGRATIONS, is_foreign
+from .store.database import MIGRATIONS, is_foreign
 from .system import holders, terminal
 from .system.udp import RECEIVE_BUFFER
 

@@ -23,7 +23,7 @@ from .goip.line import Line
 from .goip.server import SmsServer
 from .mqtt import Incoming
 from .settings import Settings
-from .store import CommandRow, Store
+from .store.database import CommandRow, Store
 
 REMEMBERED_S = 24 * 3600.0
 "An id keeps its first result this long (docs/contract.md §4.6)."

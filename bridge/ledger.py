@@ -24,7 +24,7 @@ from .goip.server import LineMemory, SmsServer
 from .goip.session import TOO_MANY
 from .intake import Answers
 from .settings import Settings
-from .store import SmsRow, Store
+from .store.database import SmsRow, Store
 
 REPORT_HOLD_S = 10.0
 "A delivery report that matches nothing waits this long for its OK."

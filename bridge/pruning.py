@@ -4,7 +4,7 @@ from .batch import Batch
 from .chores import Chore
 from .contract.payloads import DAY, timestamp
 from .contract.topics import Topics
-from .store import Store
+from .store.database import Store
 from .system.clock import Clock
 
 REPEATS_S = 2 * 3600.0

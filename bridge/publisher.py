@@ -23,7 +23,7 @@ from typing import TypeGuard
 from .contract.payloads import STATES, encode, stamped
 from .contract.topics import Topics
 from .mqtt import MqttLink, Publication, UnsendableError
-from .store import OutboxRow, Store
+from .store.database import OutboxRow, Store
 
 IN_MEMORY = 2000
 "Messages of the outbox held in memory; the others stay in the store until their turn."

@@ -13,7 +13,7 @@ from .app import Bridge, PortUnusable
 from .broker import BrokerError, EmbeddedBroker
 from .health import HealthSocket, socket_path
 from .settings import BrokerUrl, ConfigError, Settings
-from .store import Store, StoreError, StoreUnusable
+from .store.database import Store, StoreError, StoreUnusable
 from .supervisor import CLOSED, RESTART, Keeper
 from .system.terminal import ControllingTerminal, say
 from .system.udp import UdpSocket

@@ -21,7 +21,7 @@ from .contract.numbers import mask, mask_all
 from .contract.payloads import timestamp
 from .goip.line import Line
 from .lease import Role
-from .store import OutboxRow
+from .store.database import OutboxRow
 
 if TYPE_CHECKING:
     from .app import Bridge

@@ -11,7 +11,7 @@ from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
 from bridge.discovery import DEVICES_AT_ONCE, MAX_ORPHANS
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 from harness import StoppedClock
 
 ONE = {"l0": {"password": "p"}}

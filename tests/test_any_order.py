@@ -23,7 +23,7 @@ from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
 from bridge.goip.events import Address
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 from harness import StoppedClock
 
 LINES = ("l0", "l1", "l2", "l3")

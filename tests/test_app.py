@@ -28,7 +28,7 @@ from bridge.limits import BURST_S, SOURCE_PER_S
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
 from bridge.status import ready
-from bridge.store import OutboxRow, Store
+from bridge.store.database import OutboxRow, Store
 
 
 @pytest.fixture

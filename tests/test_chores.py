@@ -16,7 +16,7 @@ from bridge.app import Bridge
 from bridge.chores import HUNG_S, LEFT_S, MOST_DEATHS, ROWS, Deaths
 from bridge.ledger import REPORT_HOLD_S, Ledger
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 from bridge.system.clock import Clock
 from broker_fixture import Broker
 from harness import BridgeProcess, bridge_config, raw_line, running, sweep, watching

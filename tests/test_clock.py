@@ -11,7 +11,7 @@ from bridge.app import Bridge
 from bridge.contract.payloads import timestamp
 from bridge.mqtt import Incoming
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 from bridge.system.clock import BELIEVED_S, Clock, SteadyTime
 
 HOUR, DAY = 3600.0, 86400.0

@@ -12,7 +12,7 @@ from bridge.contract.commands import MAX_RECIPIENTS
 from bridge.contract.numbers import normalise
 from bridge.mqtt import Incoming
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 
 CONTACTS = {
     "anna": "+49 151 1234 5678",

@@ -19,7 +19,7 @@ from bridge.homeassistant import Hardware, documents, notify_keys
 from bridge.mqtt import Publication
 from bridge.publisher import Publisher
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 from broker_fixture import Broker
 from brokers import Mosquitto
 from harness import (

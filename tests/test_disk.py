@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 
 from bridge.app import Bridge
-from bridge.ballast import BALLAST_BYTES, Ballast
 from bridge.goip.server import LineMemory
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
-from bridge.store import MIGRATIONS, Store, StoreError, StoreUnusable
+from bridge.store.database import MIGRATIONS, Store, StoreError, StoreUnusable
+from bridge.store.reserve import BALLAST_BYTES, Ballast
 from bridge.system.clock import Clock
 from broker_fixture import Broker
 from harness import BridgeProcess, RawLine, bridge_config, raw_line, running, sweep, watching
@@ -635,7 +635,7 @@ class Disks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.free = 100 * BALLAST_BYTES
-        monkeypatch.setattr("bridge.ballast._free", lambda _path: self.free)
+        monkeypatch.setattr("bridge.store.database.reserve._free", lambda _path: self.free)
 
 
 def test_the_ballast_is_given_up_once_and_made_again_when_there_is_room(

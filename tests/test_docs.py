@@ -18,7 +18,7 @@ from bridge.contract import causes, commands, payloads
 from bridge.contract.topics import Topics
 from bridge.mqtt import TWIN_ADVICE
 from bridge.settings import Settings, load, load_with_origins
-from bridge.store import MIGRATIONS
+from bridge.store.database import MIGRATIONS
 from brokers import make_certificates
 from reliability.simulation import SCENARIOS
 

@@ -17,7 +17,7 @@ from test_send import Installation, cli, environment
 from bridge import doctor
 from bridge.doctor import Report, examine_host
 from bridge.settings import Settings
-from bridge.store import MIGRATIONS, Store
+from bridge.store.database import MIGRATIONS, Store
 from broker_fixture import StartBroker
 from brokers import Mosquitto, free_port
 from harness import watching

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from bridge import store
 from bridge.app import DOUBTED_AT_ONCE, HASTENED_AT_ONCE, Bridge
 from bridge.board import STATES_AT_ONCE
 from bridge.chores import ROWS
@@ -30,7 +29,8 @@ from bridge.goip.server import LineMemory
 from bridge.homeassistant import documents
 from bridge.ledger import REPORT_CHOICES, REPORT_HOLD_S, last_digits
 from bridge.settings import Settings
-from bridge.store import MIGRATIONS, Store
+from bridge.store import database as store
+from bridge.store.database import MIGRATIONS, Store
 from bridge.system.clock import BELIEVED_S, Clock
 
 DAY = 86400.0
@@ -206,7 +206,7 @@ def test_every_statement_is_asked_for_its_plan(recorded: Recorder) -> None:
     public = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if not name.startswith("_")}
     assert public - {"close", "transaction"} == set(CALLS)
     missed = set(_sites()) - recorded.lines
-    assert not missed, f"lines of bridge/store.py whose statements were not run: {sorted(missed)}"
+    assert not missed, f"lines of bridge/store/database.py whose statements were not run: {sorted(missed)}"
     elsewhere = [
         path.name
         for path in (ROOT / "bridge").rglob("*.py")

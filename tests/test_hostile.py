@@ -34,7 +34,7 @@ from bridge.goip.timing import Timing
 from bridge.limits import BURST_S, KNOWN_FOR_S, SOURCE_PER_S, STRANGERS_PER_S, Gate, Limiter
 from bridge.moves import Moves
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 from bridge.strangers import LOGGED_A_MINUTE, OF_A_LINE, Strangers
 from bridge.system.udp import _set_receive_buffer
 from broker_fixture import Broker

@@ -26,7 +26,7 @@ from bridge.contract.payloads import KINDS, BridgeEvent, Result, SmsIn
 from bridge.settings import Settings
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
-from bridge.store import OutboxRow
+from bridge.store.database import OutboxRow
 from brokers import free_port
 from harness import LIMIT_S, BridgeProcess, as_broker, bridge_config, own_broker, raw_line, running
 

@@ -19,7 +19,7 @@ from bridge.goip.timing import Timing
 from bridge.intake import Answers
 from bridge.ledger import REPORT_HOLD_S, REPORT_WINDOW_S, Ledger, same_number
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 from bridge.strangers import Strangers
 
 START = 1_800_000_000.0

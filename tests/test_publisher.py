@@ -21,7 +21,7 @@ from bridge.publisher import (
     Publisher,
     RetainedState,
 )
-from bridge.store import Store
+from bridge.store.database import Store
 
 REFUSED = 0x87
 

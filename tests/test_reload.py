@@ -11,7 +11,7 @@ from bridge.app import Bridge
 from bridge.goip.line import Proof
 from bridge.mqtt import Incoming
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 
 HOST = ("127.0.0.1", 4000)
 TWO = {"l0": {"password": "p"}, "l1": {"password": "p"}}

@@ -15,7 +15,7 @@ from bridge import http, service
 from bridge.app import Bridge, PortUnusable
 from bridge.mqtt import Incoming
 from bridge.settings import BrokerUrl, Settings
-from bridge.store import Store, StoreError
+from bridge.store.database import Store, StoreError
 from bridge.supervisor import Systemd
 from broker_fixture import Broker
 from harness import LIMIT_S, as_broker, bridge_config, free_udp_port, own_broker, watching

@@ -21,7 +21,7 @@ from bridge.mqtt import Incoming
 from bridge.settings import BrokerUrl, Settings
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
-from bridge.store import Store
+from bridge.store.database import Store
 from schema_check import SCHEMAS, read_schema, validate_published, validator
 
 PUBLISHED = {kind.schema: model for model, kind in schema.PUBLISHED.items()}

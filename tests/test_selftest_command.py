@@ -27,7 +27,7 @@ from bridge.goip.timing import Timing
 from bridge.sim.options import LineOptions
 from bridge.sim.profiles import PROFILES
 from bridge.sim.run import SimOptions, Simulator
-from bridge.store import Store
+from bridge.store.database import Store
 from broker_fixture import Broker
 from harness import LIMIT_S, RawLine, Seen, Watcher, bridge_config, raw_line, sweep, watching
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.goip.server import LineMemory
-from bridge.store import MIGRATIONS, Store, StoreError, StoreUnusable
+from bridge.store.database import MIGRATIONS, Store, StoreError, StoreUnusable
 
 
 def test_a_new_store_has_the_newest_schema(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import yaml
 from test_disk import small_disk
 from test_send import environment
 
-from bridge.store import Store
+from bridge.store.database import Store
 from harness import BridgeProcess, bridge_config, raw_line, running
 
 COMMANDS = [

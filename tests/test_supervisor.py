@@ -21,7 +21,7 @@ import outputs
 from bridge.app import Bridge
 from bridge.goip.server import LineMemory
 from bridge.settings import BrokerUrl, Settings
-from bridge.store import Store
+from bridge.store.database import Store
 from bridge.supervisor import Systemd, _pauses
 from bridge.system.udp import BATCH, UdpSocket
 from broker_fixture import Broker

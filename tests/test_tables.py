@@ -15,7 +15,7 @@ from bridge.intake import MAX_EMPTIED
 from bridge.limits import MAX_KEYS, Limiter
 from bridge.mqtt import Incoming, Publication
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 
 SETTINGS = Settings(lines={"l0": {"password": "p"}})
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bridge.app import Bridge
 from bridge.mqtt import Incoming
 from bridge.settings import Settings
-from bridge.store import Store
+from bridge.store.database import Store
 from fuzz import engine, targets
 
 MAX_CORPUS_BYTES = 200_000

@@ -37,7 +37,7 @@ from bridge.sim.network import Faults, Network
 from bridge.sim.options import LineOptions
 from bridge.sim.profiles import PROFILES
 from bridge.sim.world import Record, World
-from bridge.store import StoreError
+from bridge.store.database import StoreError
 from reliability import checker
 from reliability.virtual import (
     EPOCH,

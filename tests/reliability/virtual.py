@@ -18,7 +18,7 @@ from typing import Any
 
 from bridge.goip.events import Address
 from bridge.mqtt import Incoming, Publication
-from bridge.store import Store
+from bridge.store.database import Store
 from bridge.system.clock import Clock
 
 EPOCH = 1_800_000_000.0

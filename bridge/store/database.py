@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .ballast import Ballast, open_private
-from .goip.line import Proof
-from .goip.server import LineMemory
-from .system import holders
+from ..goip.line import Proof
+from ..goip.server import LineMemory
+from ..system import holders
+from .reserve import Ballast, open_private
 
 MIGRATIONS = (
     """

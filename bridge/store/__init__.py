@@ -1,0 +1,1 @@
+"""SQLite: the database, and what keeps its disk usable."""
