@@ -27,6 +27,7 @@ import orjson
 from .batch import Batch, Order, Run
 from .board import Board
 from .chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
+from .config.settings import BrokerUrl, HomeAssistantSettings, Settings
 from .contract import commands, payloads
 from .contract.commands import Code
 from .contract.numbers import mask_all
@@ -49,7 +50,6 @@ from .mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publicat
 from .operations import operation
 from .pruning import Pruning
 from .publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
-from .settings import BrokerUrl, HomeAssistantSettings, Settings
 from .status import Recent
 from .store.database import OutboxRow, SmsRow, Store, StoreError
 from .strangers import Strangers

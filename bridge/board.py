@@ -13,13 +13,13 @@ from pathlib import Path
 
 from . import __version__, states
 from .batch import Batch, Run
+from .config.settings import Settings
 from .contract import payloads
 from .contract.numbers import mask
 from .contract.topics import Topics
 from .goip.line import Line
 from .goip.server import SmsServer
 from .publisher import Publisher
-from .settings import Settings
 from .store.database import Store
 from .system.clock import Clock, SteadyTime
 

@@ -24,10 +24,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import ValidationError
 
-from . import settings as configuration
 from .broker import DEFAULT_PORT, FOLDER, LOOPBACK
+from .config import settings as configuration
+from .config.settings import BrokerUrl, ConfigError, MqttSettings, Settings
 from .mqtt import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
-from .settings import BrokerUrl, ConfigError, MqttSettings, Settings
 from .system.terminal import clean, cleaned, complain
 
 CONNECT_S = 10.0

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
+from .config.settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
 from .system.terminal import say, takes_unicode
 
 SECRET = "********"

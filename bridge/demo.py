@@ -35,9 +35,9 @@ from rich.text import Text
 from . import client as mqtt
 from .app import Bridge, PortUnusable
 from .broker import BrokerError, EmbeddedBroker
+from .config.settings import Settings
 from .contract.topics import Topics
 from .goip.events import Address
-from .settings import Settings
 from .sim.errors import SimulatorError
 from .sim.options import LineOptions
 from .sim.run import SimOptions, Simulator

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable
 import orjson
 
 from . import homeassistant
+from .config.settings import Settings
 from .contract.topics import Topics
 from .homeassistant import Hardware, is_ours, maker, prefix_of
 from .publisher import Publisher, RetainedState
-from .settings import Settings
 from .store.database import OutboxCopy, OutboxRow
 from .system.clock import Clock
 

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import settings as configuration
-from .settings import ConfigError
+from .config import settings as configuration
+from .config.settings import ConfigError
 from .system.terminal import complain, seconds
 
 TIMEOUT_S = 5.0

@@ -19,7 +19,7 @@ from .contract import payloads
 from .contract.topics import Topics
 
 if TYPE_CHECKING:
-    from .settings import LineSettings, Settings
+    from .config.settings import LineSettings, Settings
 
 ORIGIN = "goip-mqtt-bridge"
 FIXED = ("platform", "unique_id")

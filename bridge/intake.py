@@ -14,6 +14,7 @@ import orjson
 
 from . import __version__, operations
 from .batch import Batch, Order
+from .config.settings import Settings
 from .contract import commands, numbers, payloads
 from .contract.commands import Code, Command, CommandError
 from .contract.segments import segment
@@ -22,7 +23,6 @@ from .goip import events
 from .goip.line import Line
 from .goip.server import SmsServer
 from .mqtt import Incoming
-from .settings import Settings
 from .store.database import CommandRow, Store
 
 REMEMBERED_S = 24 * 3600.0

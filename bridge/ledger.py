@@ -13,6 +13,7 @@ from typing import Any
 from . import __version__
 from .batch import Batch
 from .chores import Chore
+from .config.settings import Settings
 from .contract import causes, numbers, payloads
 from .contract.segments import segment
 from .contract.topics import Topics
@@ -23,7 +24,6 @@ from .goip.selftest import SelfTest
 from .goip.server import LineMemory, SmsServer
 from .goip.session import TOO_MANY
 from .intake import Answers
-from .settings import Settings
 from .store.database import SmsRow, Store
 
 REPORT_HOLD_S = 10.0

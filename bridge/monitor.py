@@ -26,8 +26,8 @@ from rich.text import Text
 
 from . import client as mqtt
 from .client import Client, ClientError
+from .config.settings import Settings
 from .contract.topics import Topics
-from .settings import Settings
 from .system import terminal
 
 BIRTH_S = 3.0

@@ -2,10 +2,10 @@
 
 import logging
 
+from .config.settings import Settings
 from .goip import events
 from .ledger import address_text
 from .limits import Limiter
-from .settings import Settings
 
 MOST = 6
 "Told of one line in ten minutes."

@@ -17,9 +17,9 @@ from typing import Any
 
 from . import client as mqtt
 from .client import Client, ClientError
+from .config.settings import Settings
 from .contract.topics import Topics
 from .send import BIRTH_S, RESULT_S, WRONG
-from .settings import Settings
 from .system import terminal
 
 SILENCE_S = 120.0

@@ -20,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import client as mqtt
 from .client import Client, ClientError
+from .config.settings import Settings
 from .contract.topics import Topics
-from .settings import Settings
 from .system import terminal
 
 FINAL = ("delivered", "undelivered", "failed", "expired", "cancelled")

@@ -7,12 +7,12 @@ import os
 import signal
 from collections.abc import Callable
 
-from . import settings as configuration
 from . import status
 from .app import Bridge, PortUnusable
 from .broker import BrokerError, EmbeddedBroker
+from .config import settings as configuration
+from .config.settings import BrokerUrl, ConfigError, Settings
 from .health import HealthSocket, socket_path
-from .settings import BrokerUrl, ConfigError, Settings
 from .store.database import Store, StoreError, StoreUnusable
 from .supervisor import CLOSED, RESTART, Keeper
 from .system.terminal import ControllingTerminal, say

@@ -3,12 +3,12 @@
 from collections import ChainMap
 from collections.abc import Callable
 
+from .config.settings import LineSettings
 from .contract import payloads
 from .goip import wire
 from .goip.line import Line
 from .goip.undecoded import decoded
 from .ledger import address_text
-from .settings import LineSettings
 
 VOLATILE = ("idle",)
 "Keepalive fields that tick by themselves; they are published with the next real change."

@@ -5,11 +5,11 @@ import itertools
 import logging
 import re
 
+from .config.settings import Settings
 from .contract.numbers import mask_all
 from .goip import events
 from .ledger import address_text
 from .limits import Limiter
-from .settings import Settings
 
 OF_A_LINE = 3
 "Sources that are told of one line in ten minutes, for each reason; of guessing one."

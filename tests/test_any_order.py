@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
+from bridge.config.settings import Settings
 from bridge.goip.events import Address
 from bridge.mqtt import Incoming, Publication
-from bridge.settings import Settings
 from bridge.store.database import Store
 from harness import StoppedClock
 

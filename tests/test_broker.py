@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 
 from bridge import broker as module
 from bridge.broker import BrokerError, EmbeddedBroker
-from bridge.settings import BrokerUrl
+from bridge.config.settings import BrokerUrl
 
 needs_mosquitto = pytest.mark.broker("binary")
 

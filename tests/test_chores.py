@@ -14,8 +14,8 @@ import pytest
 
 from bridge.app import Bridge
 from bridge.chores import HUNG_S, LEFT_S, MOST_DEATHS, ROWS, Deaths
+from bridge.config.settings import Settings
 from bridge.ledger import REPORT_HOLD_S, Ledger
-from bridge.settings import Settings
 from bridge.store.database import Store
 from bridge.system.clock import Clock
 from broker_fixture import Broker

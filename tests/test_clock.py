@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bridge.app import Bridge
+from bridge.config.settings import Settings
 from bridge.contract.payloads import timestamp
 from bridge.mqtt import Incoming
-from bridge.settings import Settings
 from bridge.store.database import Store
 from bridge.system.clock import BELIEVED_S, Clock, SteadyTime
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bridge import config_cli
-from bridge.settings import ConfigError, Settings, load
+from bridge.config.settings import ConfigError, Settings, load
 
 SECRET = "hunter2"
 GOOD = f"""\

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from bridge.app import Bridge
+from bridge.config.settings import Settings
 from bridge.contract.commands import MAX_RECIPIENTS
 from bridge.contract.numbers import normalise
 from bridge.mqtt import Incoming
-from bridge.settings import Settings
 from bridge.store.database import Store
 
 CONTACTS = {

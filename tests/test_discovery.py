@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from bridge.board import STATS_S
+from bridge.config.settings import Settings
 from bridge.contract.topics import Topics
 from bridge.discovery import APART_S, BIRTH_S, HOME_S, OLD_WILL_S, SETTLE_S, Discovery
 from bridge.homeassistant import Hardware, documents, notify_keys
 from bridge.mqtt import Publication
 from bridge.publisher import Publisher
-from bridge.settings import Settings
 from bridge.store.database import Store
 from broker_fixture import Broker
 from brokers import Mosquitto

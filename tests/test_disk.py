@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from bridge.app import Bridge
+from bridge.config.settings import Settings
 from bridge.goip.server import LineMemory
 from bridge.mqtt import Incoming, Publication
-from bridge.settings import Settings
 from bridge.store.database import MIGRATIONS, Store, StoreError, StoreUnusable
 from bridge.store.reserve import BALLAST_BYTES, Ballast
 from bridge.system.clock import Clock

@@ -9,6 +9,7 @@ import pytest
 
 from bridge.batch import Batch, Run
 from bridge.chores import ROWS
+from bridge.config.settings import Settings
 from bridge.contract import causes
 from bridge.contract.topics import Topics
 from bridge.goip import events
@@ -18,7 +19,6 @@ from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
 from bridge.intake import Answers
 from bridge.ledger import REPORT_HOLD_S, REPORT_WINDOW_S, Ledger, same_number
-from bridge.settings import Settings
 from bridge.store.database import Store
 from bridge.strangers import Strangers
 

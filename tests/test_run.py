@@ -13,8 +13,8 @@ import pytest
 from bridge import broker as module
 from bridge import http, service
 from bridge.app import Bridge, PortUnusable
+from bridge.config.settings import BrokerUrl, Settings
 from bridge.mqtt import Incoming
-from bridge.settings import BrokerUrl, Settings
 from bridge.store.database import Store, StoreError
 from bridge.supervisor import Systemd
 from broker_fixture import Broker

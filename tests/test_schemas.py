@@ -13,12 +13,12 @@ import yaml
 
 from bridge import app, board, schema
 from bridge.app import Bridge
+from bridge.config.settings import BrokerUrl, Settings
 from bridge.contract import payloads
 from bridge.contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, CommandError, parse
 from bridge.contract.payloads import KINDS, STATES
 from bridge.goip import events
 from bridge.mqtt import Incoming
-from bridge.settings import BrokerUrl, Settings
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
 from bridge.store.database import Store

@@ -21,8 +21,8 @@ import pytest
 import yaml
 
 from bridge import app
-from bridge import settings as configuration
 from bridge.app import Bridge
+from bridge.config import settings as configuration
 from bridge.goip.timing import Timing
 from bridge.sim.options import LineOptions
 from bridge.sim.profiles import PROFILES

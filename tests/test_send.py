@@ -22,8 +22,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 import outputs
 from bridge.client import Presence, connect
+from bridge.config.settings import Settings
 from bridge.send import Order
-from bridge.settings import Settings
 from broker_fixture import Broker, StartBroker, embedded
 from brokers import Mosquitto, free_port
 from harness import watching

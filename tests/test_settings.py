@@ -13,9 +13,9 @@ from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bridge import settings as module
+from bridge.config import settings as module
+from bridge.config.settings import BrokerUrl, ConfigError, LineSettings, Settings, load, load_with_origins
 from bridge.contract import numbers
-from bridge.settings import BrokerUrl, ConfigError, LineSettings, Settings, load, load_with_origins
 from brokers import make_certificates
 
 SECRET = "hunter2"

@@ -19,8 +19,8 @@ import yaml
 
 import outputs
 from bridge.app import Bridge
+from bridge.config.settings import BrokerUrl, Settings
 from bridge.goip.server import LineMemory
-from bridge.settings import BrokerUrl, Settings
 from bridge.store.database import Store
 from bridge.supervisor import Systemd, _pauses
 from bridge.system.udp import BATCH, UdpSocket

@@ -11,10 +11,10 @@ import pytest
 
 from bridge.app import Bridge
 from bridge.batch import MAX_FOREIGN
+from bridge.config.settings import Settings
 from bridge.intake import MAX_EMPTIED
 from bridge.limits import MAX_KEYS, Limiter
 from bridge.mqtt import Incoming, Publication
-from bridge.settings import Settings
 from bridge.store.database import Store
 
 SETTINGS = Settings(lines={"l0": {"password": "p"}})

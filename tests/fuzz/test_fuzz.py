@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.app import Bridge
+from bridge.config.settings import Settings
 from bridge.mqtt import Incoming
-from bridge.settings import Settings
 from bridge.store.database import Store
 from fuzz import engine, targets
 
