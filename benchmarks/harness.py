@@ -19,7 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bridge.broker import find_mosquitto
-from bridge.mqtt import WINDOW
+from bridge.mqtt.link import WINDOW
 
 CORES = sorted(os.sched_getaffinity(0))
 BRIDGE_CORE, LOAD_CORE = CORES[0], CORES[-1]

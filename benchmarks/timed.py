@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from bridge import __main__ as program
-from bridge import app, batch, ledger, mqtt, publisher
+from bridge import app, batch, ledger
 from bridge.goip import server, wire
+from bridge.mqtt import link as mqtt
+from bridge.mqtt import publisher
 from bridge.system import udp
 
 RECEIVE, DECODE, CORE, LEDGER = "UDP receive", "decode", "protocol core", "ledger"

@@ -46,10 +46,10 @@ from .lease import ANSWER_S, Authority, Lease, Role
 from .ledger import Ledger, address_text
 from .limits import Gate, Limiter, Tokens
 from .moves import Moves
-from .mqtt import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
+from .mqtt.link import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
+from .mqtt.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
 from .operations import operation
 from .pruning import Pruning
-from .publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
 from .status import Recent
 from .store.database import OutboxRow, SmsRow, Store, StoreError
 from .strangers import Strangers

@@ -11,7 +11,7 @@ from typing import Any
 
 from .contract.commands import Command
 from .contract.payloads import KINDS, encode, timestamp
-from .mqtt import Incoming
+from .mqtt.link import Incoming
 from .store.database import OutboxEntry, OutboxRow
 
 MAX_FOREIGN = 1000

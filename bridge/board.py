@@ -19,7 +19,7 @@ from .contract.numbers import mask
 from .contract.topics import Topics
 from .goip.line import Line
 from .goip.server import SmsServer
-from .publisher import Publisher
+from .mqtt.publisher import Publisher
 from .store.database import Store
 from .system.clock import Clock, SteadyTime
 

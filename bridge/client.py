@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from .broker import DEFAULT_PORT, FOLDER, LOOPBACK
 from .config import settings as configuration
 from .config.settings import BrokerUrl, ConfigError, MqttSettings, Settings
-from .mqtt import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
+from .mqtt.link import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
 from .system.terminal import clean, cleaned, complain
 
 CONNECT_S = 10.0

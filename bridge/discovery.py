@@ -20,7 +20,7 @@ from . import homeassistant
 from .config.settings import Settings
 from .contract.topics import Topics
 from .homeassistant import Hardware, is_ours, maker, prefix_of
-from .publisher import Publisher, RetainedState
+from .mqtt.publisher import Publisher, RetainedState
 from .store.database import OutboxCopy, OutboxRow
 from .system.clock import Clock
 

@@ -28,7 +28,7 @@ from .contract.commands import Code
 from .contract.numbers import mask
 from .contract.payloads import stamped
 from .lease import Role
-from .mqtt import Incoming
+from .mqtt.link import Incoming
 
 log = logging.getLogger(__name__)
 _silence = logging.getLogger(f"{__name__}.aiohttp")

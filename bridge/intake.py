@@ -22,7 +22,7 @@ from .contract.topics import CommandTopic, Topics
 from .goip import events
 from .goip.line import Line
 from .goip.server import SmsServer
-from .mqtt import Incoming
+from .mqtt.link import Incoming
 from .store.database import CommandRow, Store
 
 REMEMBERED_S = 24 * 3600.0

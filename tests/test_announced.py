@@ -10,7 +10,7 @@ import pytest
 from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
 from bridge.config.settings import Settings
 from bridge.discovery import DEVICES_AT_ONCE, MAX_ORPHANS
-from bridge.mqtt import Incoming, Publication
+from bridge.mqtt.link import Incoming, Publication
 from bridge.store.database import Store
 from harness import StoppedClock
 

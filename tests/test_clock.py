@@ -10,7 +10,7 @@ import pytest
 from bridge.app import Bridge
 from bridge.config.settings import Settings
 from bridge.contract.payloads import timestamp
-from bridge.mqtt import Incoming
+from bridge.mqtt.link import Incoming
 from bridge.store.database import Store
 from bridge.system.clock import BELIEVED_S, Clock, SteadyTime
 

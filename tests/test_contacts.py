@@ -11,7 +11,7 @@ from bridge.app import Bridge
 from bridge.config.settings import Settings
 from bridge.contract.commands import MAX_RECIPIENTS
 from bridge.contract.numbers import normalise
-from bridge.mqtt import Incoming
+from bridge.mqtt.link import Incoming
 from bridge.store.database import Store
 
 CONTACTS = {

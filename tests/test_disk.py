@@ -23,7 +23,7 @@ import pytest
 from bridge.app import Bridge
 from bridge.config.settings import Settings
 from bridge.goip.server import LineMemory
-from bridge.mqtt import Incoming, Publication
+from bridge.mqtt.link import Incoming, Publication
 from bridge.store.database import MIGRATIONS, Store, StoreError, StoreUnusable
 from bridge.store.reserve import BALLAST_BYTES, Ballast
 from bridge.system.clock import Clock

@@ -17,7 +17,7 @@ from bridge import intake, schema
 from bridge.config.settings import Settings, load, load_with_origins
 from bridge.contract import causes, commands, payloads
 from bridge.contract.topics import Topics
-from bridge.mqtt import TWIN_ADVICE
+from bridge.mqtt.link import TWIN_ADVICE
 from bridge.store.database import MIGRATIONS
 from brokers import make_certificates
 from reliability.simulation import SCENARIOS

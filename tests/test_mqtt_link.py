@@ -17,8 +17,8 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bridge import mqtt
-from bridge.mqtt import BATCH_BYTES, EARLY, WINDOW, Incoming, LinkConfig, MqttLink, Publication, UnsendableError
+from bridge.mqtt import link as mqtt
+from bridge.mqtt.link import BATCH_BYTES, EARLY, WINDOW, Incoming, LinkConfig, MqttLink, Publication, UnsendableError
 from brokers import SERVER_NAME, Mosquitto, amqtt_broker, free_port, make_certificates
 
 pytestmark = pytest.mark.broker("binary")

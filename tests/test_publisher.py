@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bridge.contract.topics import Topics
-from bridge.mqtt import Publication, UnsendableError
-from bridge.publisher import (
+from bridge.mqtt.link import Publication, UnsendableError
+from bridge.mqtt.publisher import (
     ALONE_S,
     DOCUMENTS_IN_FLIGHT,
     HELD_S,

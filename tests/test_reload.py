@@ -10,7 +10,7 @@ import pytest
 from bridge.app import Bridge
 from bridge.config.settings import Settings
 from bridge.goip.line import Proof
-from bridge.mqtt import Incoming
+from bridge.mqtt.link import Incoming
 from bridge.store.database import Store
 
 HOST = ("127.0.0.1", 4000)

@@ -14,7 +14,7 @@ from bridge import broker as module
 from bridge import http, service
 from bridge.app import Bridge, PortUnusable
 from bridge.config.settings import BrokerUrl, Settings
-from bridge.mqtt import Incoming
+from bridge.mqtt.link import Incoming
 from bridge.store.database import Store, StoreError
 from bridge.supervisor import Systemd
 from broker_fixture import Broker

@@ -18,7 +18,7 @@ from bridge.contract import payloads
 from bridge.contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, CommandError, parse
 from bridge.contract.payloads import KINDS, STATES
 from bridge.goip import events
-from bridge.mqtt import Incoming
+from bridge.mqtt.link import Incoming
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
 from bridge.store.database import Store

@@ -14,7 +14,7 @@ from bridge.batch import MAX_FOREIGN
 from bridge.config.settings import Settings
 from bridge.intake import MAX_EMPTIED
 from bridge.limits import MAX_KEYS, Limiter
-from bridge.mqtt import Incoming, Publication
+from bridge.mqtt.link import Incoming, Publication
 from bridge.store.database import Store
 
 SETTINGS = Settings(lines={"l0": {"password": "p"}})

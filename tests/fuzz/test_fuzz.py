@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bridge.app import Bridge
 from bridge.config.settings import Settings
-from bridge.mqtt import Incoming
+from bridge.mqtt.link import Incoming
 from bridge.store.database import Store
 from fuzz import engine, targets
 

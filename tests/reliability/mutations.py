@@ -109,14 +109,14 @@ MUTATIONS = (
         "outbox: rows are deleted when they are published, not at their PUBACK",
         (
             (
-                "bridge/publisher.py",
+                "bridge/mqtt/publisher.py",
                 "            self._in_flight[token] = item\n",
                 "            self._in_flight[token] = item\n"
                 "            if isinstance(item, OutboxRow):\n"
                 "                self._finish(item)\n",
             ),
             (
-                "bridge/publisher.py",
+                "bridge/mqtt/publisher.py",
                 "                    self._finish(item)\n                if self._delays.pop(",
                 "                if self._delays.pop(",
             ),
@@ -126,7 +126,7 @@ MUTATIONS = (
     ),
     Mutation(
         "outbox: what an earlier run left is not published",
-        (("bridge/publisher.py", "        self._more = self._rows > 0\n", "        self._more = False\n"),),
+        (("bridge/mqtt/publisher.py", "        self._more = self._rows > 0\n", "        self._more = False\n"),),
     ),
     Mutation(
         "sendids are used again after a restart",

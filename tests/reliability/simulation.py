@@ -30,7 +30,7 @@ from bridge import app, batch
 from bridge.app import Bridge
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.goip.events import Address
-from bridge.mqtt import Publication
+from bridge.mqtt.link import Publication
 from bridge.sim.gateway import SimulatedGateway
 from bridge.sim.line import SimulatedLine
 from bridge.sim.network import Faults, Network

@@ -35,7 +35,7 @@ from typing import Any
 from bridge.app import Bridge
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.lease import Role
-from bridge.mqtt import Incoming, Publication
+from bridge.mqtt.link import Incoming, Publication
 from bridge.sim.gateway import SimulatedGateway
 from bridge.sim.options import LineOptions
 from bridge.sim.world import World

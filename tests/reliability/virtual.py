@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.goip.events import Address
-from bridge.mqtt import Incoming, Publication
+from bridge.mqtt.link import Incoming, Publication
 from bridge.store.database import Store
 from bridge.system.clock import Clock
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from .contract.payloads import STATES, encode, stamped
-from .contract.topics import Topics
-from .mqtt import MqttLink, Publication, UnsendableError
-from .store.database import OutboxRow, Store
+from ..contract.payloads import STATES, encode, stamped
+from ..contract.topics import Topics
+from ..store.database import OutboxRow, Store
+from .link import MqttLink, Publication, UnsendableError
 
 IN_MEMORY = 2000
 "Messages of the outbox held in memory; the others stay in the store until their turn."
