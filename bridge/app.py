@@ -40,7 +40,7 @@ from .goip.line import Line, Submitted
 from .goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
 from .goip.session import Recipient
 from .goip.timing import Timing
-from .homeassistant import Hardware
+from .homeassistant.documents import Hardware
 from .intake import SELFTEST_BUSY, Answers, Intake, receiver_number
 from .lease import ANSWER_S, Authority, Lease, Role
 from .ledger import Ledger, address_text

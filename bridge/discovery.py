@@ -1,4 +1,4 @@
-"""Keeps Home Assistant's discovery topics as `bridge/homeassistant.py` makes them.
+"""Keeps Home Assistant's discovery topics as `bridge/homeassistant/documents.py` makes them.
 
 Home Assistant drops most of a device that is published twice within a moment, so each is published at most once in
 `APART_S`. What a user deletes there stays away until it is asked for, or until the next start.
@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable
 
 import orjson
 
-from . import homeassistant
 from .config.settings import Settings
 from .contract.topics import Topics
-from .homeassistant import Hardware, is_ours, maker, prefix_of
+from .homeassistant import documents as homeassistant
+from .homeassistant.documents import Hardware, is_ours, maker, prefix_of
 from .mqtt.publisher import Publisher, RetainedState
 from .store.database import OutboxCopy, OutboxRow
 from .system.clock import Clock

@@ -29,7 +29,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 import outputs
 from bridge.config.settings import Settings
 from bridge.contract.topics import Topics
-from bridge.homeassistant import documents
+from bridge.homeassistant.documents import documents
 from broker_fixture import REPOSITORY, ROLES, free_port
 from brokers import Mosquitto
 from harness import LIMIT_S, free_udp_port

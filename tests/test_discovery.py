@@ -16,7 +16,7 @@ from bridge.board import STATS_S
 from bridge.config.settings import Settings
 from bridge.contract.topics import Topics
 from bridge.discovery import APART_S, BIRTH_S, HOME_S, OLD_WILL_S, SETTLE_S, Discovery
-from bridge.homeassistant import Hardware, documents, notify_keys
+from bridge.homeassistant.documents import Hardware, documents, notify_keys
 from bridge.mqtt.link import Publication
 from bridge.mqtt.publisher import Publisher
 from bridge.store.database import Store

@@ -27,7 +27,7 @@ from bridge.discovery import DEVICES_AT_ONCE
 from bridge.goip import events
 from bridge.goip.line import Proof
 from bridge.goip.server import LineMemory
-from bridge.homeassistant import documents
+from bridge.homeassistant.documents import documents
 from bridge.ledger import REPORT_CHOICES, REPORT_HOLD_S, last_digits
 from bridge.store import database as store
 from bridge.store.database import MIGRATIONS, Store

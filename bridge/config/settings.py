@@ -37,8 +37,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from .. import homeassistant
 from ..contract import numbers
+from ..homeassistant import documents as homeassistant
 
 Place = tuple[str | int, ...]
 """Where a value is: `("lines", "goip1", "allow_from", 0)`."""

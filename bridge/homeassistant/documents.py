@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import orjson
 
-from . import __version__
-from .contract import payloads
-from .contract.topics import Topics
+from .. import __version__
+from ..contract import payloads
+from ..contract.topics import Topics
 
 if TYPE_CHECKING:
-    from .config.settings import LineSettings, Settings
+    from ..config.settings import LineSettings, Settings
 
 ORIGIN = "goip-mqtt-bridge"
 FIXED = ("platform", "unique_id")

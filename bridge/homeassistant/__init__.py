@@ -1,0 +1,1 @@
+"""Documents for Home Assistant, from settings alone."""
