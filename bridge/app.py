@@ -24,15 +24,22 @@ from typing import Any
 
 import orjson
 
-from .batch import Batch, Order, Run
 from .board import Board
-from .chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
 from .config.settings import BrokerUrl, HomeAssistantSettings, Settings
 from .contract import commands, payloads
 from .contract.commands import Code
 from .contract.numbers import mask_all
 from .contract.topics import Topics
 from .discovery import APART_S, Discovery
+from .features.admission import SELFTEST_BUSY, Answers, Intake, receiver_number
+from .features.batch import Batch, Order, Run
+from .features.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
+from .features.ledger import Ledger, address_text
+from .features.limits import Gate, Limiter, Tokens
+from .features.line_moves import Moves
+from .features.operations import operation
+from .features.pruning import Pruning
+from .features.unauthorized import Strangers
 from .goip import events, wire
 from .goip.box import MOST_NUMBERS
 from .goip.events import Address
@@ -41,18 +48,11 @@ from .goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
 from .goip.session import Recipient
 from .goip.timing import Timing
 from .homeassistant.documents import Hardware
-from .intake import SELFTEST_BUSY, Answers, Intake, receiver_number
 from .lease import ANSWER_S, Authority, Lease, Role
-from .ledger import Ledger, address_text
-from .limits import Gate, Limiter, Tokens
-from .moves import Moves
 from .mqtt.link import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
 from .mqtt.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
-from .operations import operation
-from .pruning import Pruning
 from .status import Recent
 from .store.database import OutboxRow, SmsRow, Store, StoreError
-from .strangers import Strangers
 from .system import holders
 from .system.clock import Clock, SteadyTime
 from .system.udp import UdpSocket, plain

@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from . import __version__, states
-from .batch import Batch, Run
 from .config.settings import Settings
 from .contract import payloads
 from .contract.numbers import mask
 from .contract.topics import Topics
+from .features.batch import Batch, Run
 from .goip.line import Line
 from .goip.server import SmsServer
 from .mqtt.publisher import Publisher

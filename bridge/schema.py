@@ -24,7 +24,7 @@ from .contract import causes, payloads
 from .contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, Command
 from .contract.payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Result, encode, stamped
 from .contract.topics import Topics
-from .intake import SELFTEST_VERDICTS
+from .features.admission import SELFTEST_VERDICTS
 from .system.terminal import say, takes_unicode
 
 Json = dict[str, Any]

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from .config.settings import LineSettings
 from .contract import payloads
+from .features.ledger import address_text
 from .goip import wire
 from .goip.line import Line
 from .goip.undecoded import decoded
-from .ledger import address_text
 
 VOLATILE = ("idle",)
 "Keepalive fields that tick by themselves; they are published with the next real change."

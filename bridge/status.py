@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from . import __version__, states
-from .batch import Batch
 from .contract import payloads
 from .contract.numbers import mask, mask_all
 from .contract.payloads import timestamp
+from .features.batch import Batch
 from .goip.line import Line
 from .lease import Role
 from .store.database import OutboxRow

@@ -22,10 +22,10 @@ from bridge.app import (
     Bridge,
 )
 from bridge.config.settings import Settings
+from bridge.features.admission import MAX_REPEATS, MAX_REPEATS_BYTES
+from bridge.features.limits import BURST_S, SOURCE_PER_S
 from bridge.goip.server import LineMemory
-from bridge.intake import MAX_REPEATS, MAX_REPEATS_BYTES
 from bridge.lease import Role
-from bridge.limits import BURST_S, SOURCE_PER_S
 from bridge.mqtt.link import Incoming, Publication
 from bridge.status import ready
 from bridge.store.database import OutboxRow, Store

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from bridge.app import Bridge
-from bridge.chores import HUNG_S, LEFT_S, MOST_DEATHS, ROWS, Deaths
 from bridge.config.settings import Settings
-from bridge.ledger import REPORT_HOLD_S, Ledger
+from bridge.features.chores import HUNG_S, LEFT_S, MOST_DEATHS, ROWS, Deaths
+from bridge.features.ledger import REPORT_HOLD_S, Ledger
 from bridge.store.database import Store
 from bridge.system.clock import Clock
 from broker_fixture import Broker

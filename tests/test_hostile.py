@@ -28,14 +28,14 @@ from hypothesis import strategies as st
 
 from bridge.app import Bridge
 from bridge.config.settings import Settings
+from bridge.features.limits import BURST_S, KNOWN_FOR_S, SOURCE_PER_S, STRANGERS_PER_S, Gate, Limiter
+from bridge.features.line_moves import Moves
+from bridge.features.unauthorized import LOGGED_A_MINUTE, OF_A_LINE, Strangers
 from bridge.goip import events
 from bridge.goip.server import LineConfig, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
-from bridge.limits import BURST_S, KNOWN_FOR_S, SOURCE_PER_S, STRANGERS_PER_S, Gate, Limiter
-from bridge.moves import Moves
 from bridge.store.database import Store
-from bridge.strangers import LOGGED_A_MINUTE, OF_A_LINE, Strangers
 from bridge.system.udp import _set_receive_buffer
 from broker_fixture import Broker
 from brokers import Mosquitto

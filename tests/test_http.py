@@ -21,9 +21,9 @@ from test_disk import fill, small_disk
 from test_supervisor import signal_and_wait
 
 from bridge import __version__, http, metrics, status
-from bridge.batch import Batch, Run
 from bridge.config.settings import Settings
 from bridge.contract.payloads import KINDS, BridgeEvent, Result, SmsIn
+from bridge.features.batch import Batch, Run
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
 from bridge.store.database import OutboxRow

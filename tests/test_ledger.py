@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from bridge.batch import Batch, Run
-from bridge.chores import ROWS
 from bridge.config.settings import Settings
 from bridge.contract import causes
 from bridge.contract.topics import Topics
+from bridge.features.admission import Answers
+from bridge.features.batch import Batch, Run
+from bridge.features.chores import ROWS
+from bridge.features.ledger import REPORT_HOLD_S, REPORT_WINDOW_S, Ledger, same_number
+from bridge.features.unauthorized import Strangers
 from bridge.goip import events
 from bridge.goip.line import Proof
 from bridge.goip.server import LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Recipient
 from bridge.goip.timing import Timing
-from bridge.intake import Answers
-from bridge.ledger import REPORT_HOLD_S, REPORT_WINDOW_S, Ledger, same_number
 from bridge.store.database import Store
-from bridge.strangers import Strangers
 
 START = 1_800_000_000.0
 FIRST_SENDID = 1000

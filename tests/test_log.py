@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.contract import commands
-from bridge.intake import _without_values
+from bridge.features.admission import _without_values
 from harness import BridgeProcess, RawLine, Watcher, as_broker, bridge_config, own_broker, raw_line, running, watching
 
 NUMBER, OTHER = "4915112345678", "4915199999999"

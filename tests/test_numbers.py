@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.contract import numbers
-from bridge.intake import ENDING
+from bridge.features.admission import ENDING
 
 MOBILE = {
     country: number

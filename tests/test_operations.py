@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bridge import operations
+from bridge.features import operations
 from bridge.goip.events import RequestAnswered
 
 

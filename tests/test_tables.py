@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from bridge.app import Bridge
-from bridge.batch import MAX_FOREIGN
 from bridge.config.settings import Settings
-from bridge.intake import MAX_EMPTIED
-from bridge.limits import MAX_KEYS, Limiter
+from bridge.features.admission import MAX_EMPTIED
+from bridge.features.batch import MAX_FOREIGN
+from bridge.features.limits import MAX_KEYS, Limiter
 from bridge.mqtt.link import Incoming, Publication
 from bridge.store.database import Store
 

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "goip"))
 
 from goip_bench import ELSEWHERE, SENDID, Bench
 
-from bridge import operations
 from bridge.contract import commands
 from bridge.contract.segments import segment
+from bridge.features import operations
 from bridge.goip import events, wire
 
 SEPARATOR = b"\x1e\n"

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_corpus import CORPUS
 
-from bridge import operations
 from bridge.contract import commands
+from bridge.features import operations
 from bridge.goip import control, events, wire
 from bridge.goip.control import Operation
 from bridge.sim import wire as box

@@ -178,13 +178,19 @@ MUTATIONS = (
     ),
     Mutation(
         "a repeated command is a new one",
-        (("bridge/intake.py", "        if earlier := self._earlier(", "        if False and self._earlier("),),
+        (
+            (
+                "bridge/features/admission.py",
+                "        if earlier := self._earlier(",
+                "        if False and self._earlier(",
+            ),
+        ),
     ),
     Mutation(
         "doubt is told as a failure",
         (
             (
-                "bridge/ledger.py",
+                "bridge/features/ledger.py",
                 'self._move(batch, row, "unknown", {}, evidence="restart")',
                 'self._move(batch, row, "failed", {}, evidence="restart")',
             ),
@@ -251,7 +257,13 @@ MUTATIONS = (
     ),
     Mutation(
         "a line waits for an OK that was lost although the delivery report is there",
-        (("bridge/ledger.py", "        if self._settles_what_is_under_way(event, batch):\n            return\n", ""),),
+        (
+            (
+                "bridge/features/ledger.py",
+                "        if self._settles_what_is_under_way(event, batch):\n            return\n",
+                "",
+            ),
+        ),
         None,
         ("lost_oks", 1),
     ),

@@ -26,9 +26,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bridge import app, batch
+from bridge import app
 from bridge.app import Bridge
 from bridge.config.settings import BrokerUrl, Settings
+from bridge.features import batch
 from bridge.goip.events import Address
 from bridge.mqtt.link import Publication
 from bridge.sim.gateway import SimulatedGateway

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from .contract import commands
-from .contract.commands import Command
-from .goip import events, wire
-from .goip.control import Operation
+from ..contract import commands
+from ..contract.commands import Command
+from ..goip import events, wire
+from ..goip.control import Operation
 
 _REASONS = {"unconditional": "0", "busy": "1", "no_reply": "2", "not_reachable": "3", "all": "4", "conditional": "5"}
 _INTEGERS = ("exp_time/get", "remain_time/get", "call_interval/get")

@@ -10,21 +10,21 @@ from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import Any
 
-from . import __version__
+from .. import __version__
+from ..config.settings import Settings
+from ..contract import causes, numbers, payloads
+from ..contract.segments import segment
+from ..contract.topics import Topics
+from ..goip import events, wire
+from ..goip.events import Address
+from ..goip.line import Line, Proof
+from ..goip.selftest import SelfTest
+from ..goip.server import LineMemory, SmsServer
+from ..goip.session import TOO_MANY
+from ..store.database import SmsRow, Store
+from .admission import Answers
 from .batch import Batch
 from .chores import Chore
-from .config.settings import Settings
-from .contract import causes, numbers, payloads
-from .contract.segments import segment
-from .contract.topics import Topics
-from .goip import events, wire
-from .goip.events import Address
-from .goip.line import Line, Proof
-from .goip.selftest import SelfTest
-from .goip.server import LineMemory, SmsServer
-from .goip.session import TOO_MANY
-from .intake import Answers
-from .store.database import SmsRow, Store
 
 REPORT_HOLD_S = 10.0
 "A delivery report that matches nothing waits this long for its OK."

@@ -2,8 +2,8 @@
 
 import logging
 
-from .config.settings import Settings
-from .goip import events
+from ..config.settings import Settings
+from ..goip import events
 from .ledger import address_text
 from .limits import Limiter
 

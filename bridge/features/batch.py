@@ -9,10 +9,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .contract.commands import Command
-from .contract.payloads import KINDS, encode, timestamp
-from .mqtt.link import Incoming
-from .store.database import OutboxEntry, OutboxRow
+from ..contract.commands import Command
+from ..contract.payloads import KINDS, encode, timestamp
+from ..mqtt.link import Incoming
+from ..store.database import OutboxEntry, OutboxRow
 
 MAX_FOREIGN = 1000
 "Topics that others chose and whose messages are counted."

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..system.clock import Clock
 from .batch import Batch
-from .system.clock import Clock
 
 ROWS = 100
 "Rows that one piece handles."

@@ -5,9 +5,9 @@ import itertools
 import logging
 import re
 
-from .config.settings import Settings
-from .contract.numbers import mask_all
-from .goip import events
+from ..config.settings import Settings
+from ..contract.numbers import mask_all
+from ..goip import events
 from .ledger import address_text
 from .limits import Limiter
 

@@ -1,11 +1,11 @@
 """What the store forgets, and when: as chores, a few rows at a time."""
 
+from ..contract.payloads import DAY, timestamp
+from ..contract.topics import Topics
+from ..store.database import Store
+from ..system.clock import Clock
 from .batch import Batch
 from .chores import Chore
-from .contract.payloads import DAY, timestamp
-from .contract.topics import Topics
-from .store.database import Store
-from .system.clock import Clock
 
 REPEATS_S = 2 * 3600.0
 COMMANDS_S = 1.0 * DAY

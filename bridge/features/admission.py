@@ -12,18 +12,19 @@ from typing import Any
 
 import orjson
 
-from . import __version__, operations
+from .. import __version__
+from ..config.settings import Settings
+from ..contract import commands, numbers, payloads
+from ..contract.commands import Code, Command, CommandError
+from ..contract.segments import segment
+from ..contract.topics import CommandTopic, Topics
+from ..goip import events
+from ..goip.line import Line
+from ..goip.server import SmsServer
+from ..mqtt.link import Incoming
+from ..store.database import CommandRow, Store
+from . import operations
 from .batch import Batch, Order
-from .config.settings import Settings
-from .contract import commands, numbers, payloads
-from .contract.commands import Code, Command, CommandError
-from .contract.segments import segment
-from .contract.topics import CommandTopic, Topics
-from .goip import events
-from .goip.line import Line
-from .goip.server import SmsServer
-from .mqtt.link import Incoming
-from .store.database import CommandRow, Store
 
 REMEMBERED_S = 24 * 3600.0
 "An id keeps its first result this long (docs/contract.md §4.6)."

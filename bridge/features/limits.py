@@ -3,7 +3,7 @@
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
 
-from .goip.events import Address
+from ..goip.events import Address
 
 PERIOD_S = 600.0
 MAX_KEYS = 1000

@@ -1,0 +1,1 @@
+"""What the bridge does with what happened, row by row."""
