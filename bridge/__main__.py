@@ -21,7 +21,7 @@ COMMANDS = {
     "doctor": ("bridge.doctor", "find what is wrong, and say what to do"),
     "health": ("bridge.health", "exit 0 when the bridge works; for containers"),
     "config": ("bridge.config_cli", "check, show or describe the configuration"),
-    "schema": ("bridge.schema", "write the JSON Schemas of all payloads"),
+    "schema": ("bridge.schema.generator", "write the JSON Schemas of all payloads"),
     "sim": ("bridge.sim.cli", "run simulated GoIP lines against an SMS server"),
 }
 "Module and summary; a module has `add_arguments(parser)` and `main(args) -> int`, and is imported when chosen."

@@ -13,12 +13,12 @@ import pytest
 from pydantic import BaseModel
 
 from bridge import __main__ as command_line
-from bridge import schema
 from bridge.config.settings import Settings, load, load_with_origins
 from bridge.contract import causes, commands, payloads
 from bridge.contract.topics import Topics
 from bridge.features import admission as intake
 from bridge.mqtt.link import TWIN_ADVICE
+from bridge.schema import generator as schema
 from bridge.store.database import MIGRATIONS
 from brokers import make_certificates
 from reliability.simulation import SCENARIOS

@@ -1,0 +1,1 @@
+"""The JSON Schemas of `schemas/`, from the code."""
