@@ -24,13 +24,11 @@ from typing import Any
 
 import orjson
 
-from .board import Board
 from .config.settings import BrokerUrl, HomeAssistantSettings, Settings
 from .contract import commands, payloads
 from .contract.commands import Code
 from .contract.numbers import mask_all
 from .contract.topics import Topics
-from .discovery import APART_S, Discovery
 from .features.admission import SELFTEST_BUSY, Answers, Intake, receiver_number
 from .features.batch import Batch, Order, Run
 from .features.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
@@ -51,6 +49,8 @@ from .homeassistant.documents import Hardware
 from .lease import ANSWER_S, Authority, Lease, Role
 from .mqtt.link import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
 from .mqtt.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
+from .retained.discovery import APART_S, Discovery
+from .retained.topics import Board
 from .status import Recent
 from .store.database import OutboxRow, SmsRow, Store, StoreError
 from .system import holders

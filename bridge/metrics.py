@@ -19,8 +19,9 @@ from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from . import __version__, states, status
+from . import __version__, status
 from .goip.line import Line
+from .retained import line_state as states
 
 if TYPE_CHECKING:
     from .app import Bridge

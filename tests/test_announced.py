@@ -9,8 +9,8 @@ import pytest
 
 from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
 from bridge.config.settings import Settings
-from bridge.discovery import DEVICES_AT_ONCE, MAX_ORPHANS
 from bridge.mqtt.link import Incoming, Publication
+from bridge.retained.discovery import DEVICES_AT_ONCE, MAX_ORPHANS
 from bridge.store.database import Store
 from harness import StoppedClock
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.board import STATS_S
 from bridge.config.settings import Settings
 from bridge.contract.topics import Topics
-from bridge.discovery import APART_S, BIRTH_S, HOME_S, OLD_WILL_S, SETTLE_S, Discovery
 from bridge.homeassistant.documents import Hardware, documents, notify_keys
 from bridge.mqtt.link import Publication
 from bridge.mqtt.publisher import Publisher
+from bridge.retained.discovery import APART_S, BIRTH_S, HOME_S, OLD_WILL_S, SETTLE_S, Discovery
+from bridge.retained.topics import STATS_S
 from bridge.store.database import Store
 from broker_fixture import Broker
 from brokers import Mosquitto

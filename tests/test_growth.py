@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 
 from bridge.app import DOUBTED_AT_ONCE, HASTENED_AT_ONCE, Bridge
-from bridge.board import STATES_AT_ONCE
 from bridge.config.settings import Settings
 from bridge.contract.numbers import normalise
 from bridge.contract.payloads import timestamp
-from bridge.discovery import DEVICES_AT_ONCE
 from bridge.features.chores import ROWS
 from bridge.features.ledger import REPORT_CHOICES, REPORT_HOLD_S, last_digits
 from bridge.goip import events
 from bridge.goip.line import Proof
 from bridge.goip.server import LineMemory
 from bridge.homeassistant.documents import documents
+from bridge.retained.discovery import DEVICES_AT_ONCE
+from bridge.retained.topics import STATES_AT_ONCE
 from bridge.store import database as store
 from bridge.store.database import MIGRATIONS, Store
 from bridge.system.clock import BELIEVED_S, Clock

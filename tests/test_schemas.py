@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from bridge import app, board
+from bridge import app
 from bridge.app import Bridge
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.contract import payloads
@@ -19,6 +19,7 @@ from bridge.contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, CommandErro
 from bridge.contract.payloads import KINDS, STATES
 from bridge.goip import events
 from bridge.mqtt.link import Incoming
+from bridge.retained import topics as board
 from bridge.schema import generator as schema
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator

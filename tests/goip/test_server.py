@@ -8,13 +8,13 @@ from goip_bench import ELSEWHERE, HOME, SENDID, START, Bench
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge import states
 from bridge.goip import events, server
 from bridge.goip.control import Operation
 from bridge.goip.line import Submitted
 from bridge.goip.server import LineConfig, LineMemory, SmsServer
 from bridge.goip.session import Phase, Recipient
 from bridge.goip.timing import Timing
+from bridge.retained import line_state as states
 
 MOVED = ("192.0.2.10", 20000)
 KEEPALIVE = "req:1;id:goip1;pass:pw1;"

@@ -11,17 +11,18 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from . import __version__, states
-from .config.settings import Settings
-from .contract import payloads
-from .contract.numbers import mask
-from .contract.topics import Topics
-from .features.batch import Batch, Run
-from .goip.line import Line
-from .goip.server import SmsServer
-from .mqtt.publisher import Publisher
-from .store.database import Store
-from .system.clock import Clock, SteadyTime
+from .. import __version__
+from ..config.settings import Settings
+from ..contract import payloads
+from ..contract.numbers import mask
+from ..contract.topics import Topics
+from ..features.batch import Batch, Run
+from ..goip.line import Line
+from ..goip.server import SmsServer
+from ..mqtt.publisher import Publisher
+from ..store.database import Store
+from ..system.clock import Clock, SteadyTime
+from . import line_state as states
 
 log = logging.getLogger(__name__)
 

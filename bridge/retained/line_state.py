@@ -3,12 +3,12 @@
 from collections import ChainMap
 from collections.abc import Callable
 
-from .config.settings import LineSettings
-from .contract import payloads
-from .features.ledger import address_text
-from .goip import wire
-from .goip.line import Line
-from .goip.undecoded import decoded
+from ..config.settings import LineSettings
+from ..contract import payloads
+from ..features.ledger import address_text
+from ..goip import wire
+from ..goip.line import Line
+from ..goip.undecoded import decoded
 
 VOLATILE = ("idle",)
 "Keepalive fields that tick by themselves; they are published with the next real change."

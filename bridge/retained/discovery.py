@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable
 
 import orjson
 
-from .config.settings import Settings
-from .contract.topics import Topics
-from .homeassistant import documents as homeassistant
-from .homeassistant.documents import Hardware, is_ours, maker, prefix_of
-from .mqtt.publisher import Publisher, RetainedState
-from .store.database import OutboxCopy, OutboxRow
-from .system.clock import Clock
+from ..config.settings import Settings
+from ..contract.topics import Topics
+from ..homeassistant import documents as homeassistant
+from ..homeassistant.documents import Hardware, is_ours, maker, prefix_of
+from ..mqtt.publisher import Publisher, RetainedState
+from ..store.database import OutboxCopy, OutboxRow
+from ..system.clock import Clock
 
 log = logging.getLogger(__name__)
 
