@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge import __main__ as program
-from bridge import app
+from bridge.app import bridge as app
 from bridge.features import batch, ledger
 from bridge.goip import server, wire
 from bridge.mqtt import link as mqtt

@@ -33,7 +33,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import client as mqtt
-from .app import Bridge, PortUnusable
+from .app.bridge import Bridge, PortUnusable
 from .broker import BrokerError, EmbeddedBroker
 from .config.settings import Settings
 from .contract.topics import Topics

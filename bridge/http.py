@@ -23,11 +23,11 @@ import orjson
 from aiohttp import web
 
 from . import metrics, status
-from .app import Bridge
+from .app.bridge import Bridge
+from .app.election import Role
 from .contract.commands import Code
 from .contract.numbers import mask
 from .contract.payloads import stamped
-from .lease import Role
 from .mqtt.link import Incoming
 
 log = logging.getLogger(__name__)

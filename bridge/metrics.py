@@ -24,7 +24,7 @@ from .goip.line import Line
 from .retained import line_state as states
 
 if TYPE_CHECKING:
-    from .app import Bridge
+    from .app.bridge import Bridge
 
 __all__ = ["CONTENT_TYPE", "METRICS", "PROCESS", "render"]
 

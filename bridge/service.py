@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 
 from . import status
-from .app import Bridge, PortUnusable
+from .app.bridge import Bridge, PortUnusable
 from .broker import BrokerError, EmbeddedBroker
 from .config import settings as configuration
 from .config.settings import BrokerUrl, ConfigError, Settings

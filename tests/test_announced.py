@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
+from bridge.app.bridge import ANNOUNCED, NAMED_LINES, Bridge
 from bridge.config.settings import Settings
 from bridge.mqtt.link import Incoming, Publication
 from bridge.retained.discovery import DEVICES_AT_ONCE, MAX_ORPHANS

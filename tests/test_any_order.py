@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from bridge.app import ANNOUNCED, NAMED_LINES, Bridge
+from bridge.app.bridge import ANNOUNCED, NAMED_LINES, Bridge
 from bridge.config.settings import Settings
 from bridge.goip.events import Address
 from bridge.mqtt.link import Incoming, Publication

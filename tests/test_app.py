@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.app import (
+from bridge.app.bridge import (
     BACKLOG,
     BACKLOG_BYTES,
     COMMANDS,
@@ -21,11 +21,11 @@ from bridge.app import (
     SERVING_SINCE,
     Bridge,
 )
+from bridge.app.election import Role
 from bridge.config.settings import Settings
 from bridge.features.admission import MAX_REPEATS, MAX_REPEATS_BYTES
 from bridge.features.limits import BURST_S, SOURCE_PER_S
 from bridge.goip.server import LineMemory
-from bridge.lease import Role
 from bridge.mqtt.link import Incoming, Publication
 from bridge.status import ready
 from bridge.store.database import OutboxRow, Store
@@ -373,7 +373,7 @@ async def test_however_many_commands_make_us_fail_each_is_answered(
 
     store._db.execute("PRAGMA synchronous = OFF")  # each has a commit of its own
     monkeypatch.setattr(bridge.intake, "take", fail)
-    monkeypatch.setattr(logging.getLogger("bridge.app"), "disabled", True)  # a traceback for each
+    monkeypatch.setattr(logging.getLogger("bridge.app.bridge"), "disabled", True)  # a traceback for each
     bridge.received([command("goip/l0/cmd/sms", b"", mid) for mid in range(1200)])
     await idle(bridge)
     assert [result["code"] for result in results(store)] == ["internal"] * 1000

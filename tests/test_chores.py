@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bridge.app import Bridge
+from bridge.app.bridge import Bridge
 from bridge.config.settings import Settings
 from bridge.features.chores import HUNG_S, LEFT_S, MOST_DEATHS, ROWS, Deaths
 from bridge.features.ledger import REPORT_HOLD_S, Ledger

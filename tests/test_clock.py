@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.app import Bridge
+from bridge.app.bridge import Bridge
 from bridge.config.settings import Settings
 from bridge.contract.payloads import timestamp
 from bridge.mqtt.link import Incoming

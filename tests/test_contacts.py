@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.app import Bridge
+from bridge.app.bridge import Bridge
 from bridge.config.settings import Settings
 from bridge.contract.commands import MAX_RECIPIENTS
 from bridge.contract.numbers import normalise

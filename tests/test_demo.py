@@ -176,7 +176,7 @@ def test_help_imports_none_of_the_commands():
     code = (
         "import sys\nfrom bridge.__main__ import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print(sorted({'rich', 'pydantic', 'paho', 'aiomqtt', 'bridge.app'} & set(sys.modules)))"
+        "print(sorted({'rich', 'pydantic', 'paho', 'aiomqtt', 'bridge.app.bridge'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_S)
     assert result.stdout.endswith("[]\n")

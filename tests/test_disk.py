@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from bridge.app import Bridge
+from bridge.app.bridge import Bridge
 from bridge.config.settings import Settings
 from bridge.goip.server import LineMemory
 from bridge.mqtt.link import Incoming, Publication

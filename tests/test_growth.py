@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bridge.app import DOUBTED_AT_ONCE, HASTENED_AT_ONCE, Bridge
+from bridge.app.bridge import DOUBTED_AT_ONCE, HASTENED_AT_ONCE, Bridge
 from bridge.config.settings import Settings
 from bridge.contract.numbers import normalise
 from bridge.contract.payloads import timestamp

@@ -257,7 +257,7 @@ def test_it_needs_neither_a_broker_nor_what_speaks_to_one(tmp_path: Path) -> Non
     listening.start()
     code = (
         "import sys\nfrom bridge.__main__ import main\ncode = main(['health'])\n"
-        "print(code, sorted({'paho', 'aiomqtt', 'aiohttp', 'rich', 'bridge.app'} & set(sys.modules)))"
+        "print(code, sorted({'paho', 'aiomqtt', 'aiohttp', 'rich', 'bridge.app.bridge'} & set(sys.modules)))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=30

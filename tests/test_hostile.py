@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from bridge.app import Bridge
+from bridge.app.bridge import Bridge
 from bridge.config.settings import Settings
 from bridge.features.limits import BURST_S, KNOWN_FOR_S, SOURCE_PER_S, STRANGERS_PER_S, Gate, Limiter
 from bridge.features.line_moves import Moves

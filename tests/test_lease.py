@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.lease import AGAIN_S, ANSWER_S, AUTHORITY_S, Authority, Lease, Role
+from bridge.app.election import AGAIN_S, ANSWER_S, AUTHORITY_S, Authority, Lease, Role
 from harness import RawLine, as_broker, bridge_config, own_broker, running, watching
 from reliability import two_bridges
 

@@ -12,7 +12,7 @@ import pytest
 
 from bridge import broker as module
 from bridge import http, service
-from bridge.app import Bridge, PortUnusable
+from bridge.app.bridge import Bridge, PortUnusable
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.mqtt.link import Incoming
 from bridge.store.database import Store, StoreError

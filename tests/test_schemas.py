@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from bridge import app
-from bridge.app import Bridge
+from bridge.app import bridge as app
+from bridge.app.bridge import Bridge
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.contract import payloads
 from bridge.contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, CommandError, parse

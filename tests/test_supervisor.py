@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import outputs
-from bridge.app import Bridge
+from bridge.app.bridge import Bridge
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.goip.server import LineMemory
 from bridge.store.database import Store

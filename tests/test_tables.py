@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.app import Bridge
+from bridge.app.bridge import Bridge
 from bridge.config.settings import Settings
 from bridge.features.admission import MAX_EMPTIED
 from bridge.features.batch import MAX_FOREIGN

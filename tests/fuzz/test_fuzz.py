@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.app import Bridge
+from bridge.app.bridge import Bridge
 from bridge.config.settings import Settings
 from bridge.mqtt.link import Incoming
 from bridge.store.database import Store

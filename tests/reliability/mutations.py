@@ -74,7 +74,7 @@ _EARLY = """        self._take_events()
 MUTATIONS = (
     Mutation(
         "an SMS is acknowledged to the box before the commit",
-        (("bridge/app.py", _PUMP, _EARLY.format(words='(b"RECEIVE", b"DELIVER")')),),
+        (("bridge/app/bridge.py", _PUMP, _EARLY.format(words='(b"RECEIVE", b"DELIVER")')),),
         ("--moment", "acknowledged"),
     ),
     Mutation(
@@ -85,7 +85,7 @@ MUTATIONS = (
         "a command is acknowledged to the broker before the commit",
         (
             (
-                "bridge/app.py",
+                "bridge/app/bridge.py",
                 "            self._inbox.append(message)\n",
                 "            self._inbox.append(message)\n            self.link.acknowledge(message)\n"
                 # and at once: else it would leave with the next turn of the loop
@@ -93,7 +93,7 @@ MUTATIONS = (
                 "            if client is not None:\n                client.loop_write()\n",
             ),
             (
-                "bridge/app.py",
+                "bridge/app/bridge.py",
                 "        if self.link is not None:\n            self.link.acknowledge(message)\n",
                 "        pass\n",
             ),
@@ -102,7 +102,7 @@ MUTATIONS = (
     ),
     Mutation(
         "SEND leaves before its journal entry is on disk",
-        (("bridge/app.py", _PUMP, _EARLY.format(words='b"SEND "')),),
+        (("bridge/app/bridge.py", _PUMP, _EARLY.format(words='b"SEND "')),),
         ("--moment", "SEND"),
     ),
     Mutation(
@@ -132,7 +132,7 @@ MUTATIONS = (
         "sendids are used again after a restart",
         (
             (
-                "bridge/app.py",
+                "bridge/app/bridge.py",
                 "    return max(int(reserved), wall)\n",
                 "    return int(reserved) - SENDID_BLOCK\n",
             ),
@@ -147,7 +147,7 @@ MUTATIONS = (
         "after a restart, SMS under way are queued again",
         (
             (
-                "bridge/app.py",
+                "bridge/app/bridge.py",
                 "        batch = self._batch()\n        self._alive_before",
                 "        with self.store.transaction():\n"
                 "            for row in self.store.sending():\n"
@@ -170,7 +170,7 @@ MUTATIONS = (
         "repeated events are forgotten at a restart",
         (
             (
-                "bridge/app.py",
+                "bridge/app/bridge.py",
                 "                self.server.restore_repeat(name, key, now - max(0.0, at - seen) - off)\n",
                 "                pass\n",
             ),
@@ -207,7 +207,7 @@ MUTATIONS = (
         "a SEND that waited for the disk is repeated at once",
         (
             (
-                "bridge/app.py",
+                "bridge/app/bridge.py",
                 "self.server.held_up({datagram for datagram, _ in self.server.datagrams}, self.clock.monotonic())\n",
                 "pass\n",
             ),
@@ -217,7 +217,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a reload does not wait until what happened before is written down",
-        (("bridge/app.py", "        if not self._catch_up_with_core():\n", "        if False:\n"),),
+        (("bridge/app/bridge.py", "        if not self._catch_up_with_core():\n", "        if False:\n"),),
         None,
         ("reloads", 1),
     ),
@@ -225,7 +225,7 @@ MUTATIONS = (
         "regular work is done once, and never again",
         (
             (
-                "bridge/app.py",
+                "bridge/app/bridge.py",
                 "        self._to_do |= dict.fromkeys(self._every_second)\n",
                 "        self._to_do |= dict.fromkeys(self._every_second)\n        self._every_second = []\n",
             ),
@@ -301,11 +301,11 @@ MUTATIONS = (
         "two bridges: a connection that stood still is trusted",
         (
             (
-                "bridge/lease.py",
+                "bridge/app/election.py",
                 "        return Authority.TAKE if now - self._proved <= AUTHORITY_S else Authority.PROBE\n",
                 "        return Authority.TAKE\n",
             ),
-            ("bridge/lease.py", "        if self._stood_still:\n", "        if False:\n"),
+            ("bridge/app/election.py", "        if self._stood_still:\n", "        if False:\n"),
         ),
         None,
         (TWO_BRIDGES, 6),
@@ -314,7 +314,7 @@ MUTATIONS = (
         "two bridges: another one's question or claim stops no command",
         (
             (
-                "bridge/lease.py",
+                "bridge/app/election.py",
                 "        if self._is_quiet(now):\n            return Authority.DROP",
                 "        if False:\n            return Authority.DROP",
             ),
@@ -324,13 +324,13 @@ MUTATIONS = (
     ),
     Mutation(
         "two bridges: a word that the broker may not have leaves no doubt",
-        (("bridge/lease.py", "unsaid = bool(self.rival) and (", "unsaid = False and ("),),
+        (("bridge/app/election.py", "unsaid = bool(self.rival) and (", "unsaid = False and ("),),
         None,
         (TWO_BRIDGES, 30082),
     ),
     Mutation(
         "two bridges: one that is in doubt is taken for one that never served",
-        (("bridge/lease.py", "            if since or kept:\n", "            if since:\n"),),
+        (("bridge/app/election.py", "            if since or kept:\n", "            if since:\n"),),
         None,
         (TWO_BRIDGES, 30193),
     ),

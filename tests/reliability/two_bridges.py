@@ -32,9 +32,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bridge.app import Bridge
+from bridge.app.bridge import Bridge
+from bridge.app.election import Role
 from bridge.config.settings import BrokerUrl, Settings
-from bridge.lease import Role
 from bridge.mqtt.link import Incoming, Publication
 from bridge.sim.gateway import SimulatedGateway
 from bridge.sim.options import LineOptions

@@ -24,38 +24,38 @@ from typing import Any
 
 import orjson
 
-from .config.settings import BrokerUrl, HomeAssistantSettings, Settings
-from .contract import commands, payloads
-from .contract.commands import Code
-from .contract.numbers import mask_all
-from .contract.topics import Topics
-from .features.admission import SELFTEST_BUSY, Answers, Intake, receiver_number
-from .features.batch import Batch, Order, Run
-from .features.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
-from .features.ledger import Ledger, address_text
-from .features.limits import Gate, Limiter, Tokens
-from .features.line_moves import Moves
-from .features.operations import operation
-from .features.pruning import Pruning
-from .features.unauthorized import Strangers
-from .goip import events, wire
-from .goip.box import MOST_NUMBERS
-from .goip.events import Address
-from .goip.line import Line, Submitted
-from .goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
-from .goip.session import Recipient
-from .goip.timing import Timing
-from .homeassistant.documents import Hardware
-from .lease import ANSWER_S, Authority, Lease, Role
-from .mqtt.link import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
-from .mqtt.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
-from .retained.discovery import APART_S, Discovery
-from .retained.topics import Board
-from .status import Recent
-from .store.database import OutboxRow, SmsRow, Store, StoreError
-from .system import holders
-from .system.clock import Clock, SteadyTime
-from .system.udp import UdpSocket, plain
+from ..config.settings import BrokerUrl, HomeAssistantSettings, Settings
+from ..contract import commands, payloads
+from ..contract.commands import Code
+from ..contract.numbers import mask_all
+from ..contract.topics import Topics
+from ..features.admission import SELFTEST_BUSY, Answers, Intake, receiver_number
+from ..features.batch import Batch, Order, Run
+from ..features.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
+from ..features.ledger import Ledger, address_text
+from ..features.limits import Gate, Limiter, Tokens
+from ..features.line_moves import Moves
+from ..features.operations import operation
+from ..features.pruning import Pruning
+from ..features.unauthorized import Strangers
+from ..goip import events, wire
+from ..goip.box import MOST_NUMBERS
+from ..goip.events import Address
+from ..goip.line import Line, Submitted
+from ..goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
+from ..goip.session import Recipient
+from ..goip.timing import Timing
+from ..homeassistant.documents import Hardware
+from ..mqtt.link import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
+from ..mqtt.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
+from ..retained.discovery import APART_S, Discovery
+from ..retained.topics import Board
+from ..status import Recent
+from ..store.database import OutboxRow, SmsRow, Store, StoreError
+from ..system import holders
+from ..system.clock import Clock, SteadyTime
+from ..system.udp import UdpSocket, plain
+from .election import ANSWER_S, Authority, Lease, Role
 
 log = logging.getLogger(__name__)
 
@@ -339,7 +339,7 @@ class Bridge:
         self._work_soon(*self._every_minute)  # also where no run lasts for a minute
         self.pump()
         if web is not None and self.recent is not None:
-            from .http import HttpListener  # here: it is large, and most do without
+            from ..http import HttpListener  # here: it is large, and most do without
 
             http = HttpListener(self, self.recent, web)
             opened.push_async_callback(http.close)

@@ -1,0 +1,1 @@
+"""One event loop, one choke point."""
