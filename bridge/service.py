@@ -7,12 +7,12 @@ import os
 import signal
 from collections.abc import Callable
 
-from . import status
 from .app.bridge import Bridge, PortUnusable
 from .broker import BrokerError, EmbeddedBroker
 from .config import settings as configuration
 from .config.settings import BrokerUrl, ConfigError, Settings
 from .health import HealthSocket, socket_path
+from .http import status
 from .store.database import Store, StoreError, StoreUnusable
 from .supervisor import CLOSED, RESTART, Keeper
 from .system.terminal import ControllingTerminal, say

@@ -26,8 +26,8 @@ from bridge.config.settings import Settings
 from bridge.features.admission import MAX_REPEATS, MAX_REPEATS_BYTES
 from bridge.features.limits import BURST_S, SOURCE_PER_S
 from bridge.goip.server import LineMemory
+from bridge.http.status import ready
 from bridge.mqtt.link import Incoming, Publication
-from bridge.status import ready
 from bridge.store.database import OutboxRow, Store
 
 

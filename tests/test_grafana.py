@@ -15,7 +15,7 @@ import yaml
 from test_http import Http, served, simulated
 
 import outputs
-from bridge.metrics import METRICS, PROCESS
+from bridge.http.metrics import METRICS, PROCESS
 from brokers import free_port
 from harness import LIMIT_S, own_broker
 

@@ -20,10 +20,12 @@ import pytest
 from test_disk import fill, small_disk
 from test_supervisor import signal_and_wait
 
-from bridge import __version__, http, metrics, status
+from bridge import __version__
 from bridge.config.settings import Settings
 from bridge.contract.payloads import KINDS, BridgeEvent, Result, SmsIn
 from bridge.features.batch import Batch, Run
+from bridge.http import listener as http
+from bridge.http import metrics, status
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
 from bridge.store.database import OutboxRow

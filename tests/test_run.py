@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from bridge import broker as module
-from bridge import http, service
+from bridge import service
 from bridge.app.bridge import Bridge, PortUnusable
 from bridge.config.settings import BrokerUrl, Settings
+from bridge.http import listener as http
 from bridge.mqtt.link import Incoming
 from bridge.store.database import Store, StoreError
 from bridge.supervisor import Systemd

@@ -46,11 +46,11 @@ from ..goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
 from ..goip.session import Recipient
 from ..goip.timing import Timing
 from ..homeassistant.documents import Hardware
+from ..http.status import Recent
 from ..mqtt.link import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
 from ..mqtt.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
 from ..retained.discovery import APART_S, Discovery
 from ..retained.topics import Board
-from ..status import Recent
 from ..store.database import OutboxRow, SmsRow, Store, StoreError
 from ..system import holders
 from ..system.clock import Clock, SteadyTime
@@ -339,7 +339,7 @@ class Bridge:
         self._work_soon(*self._every_minute)  # also where no run lasts for a minute
         self.pump()
         if web is not None and self.recent is not None:
-            from ..http import HttpListener  # here: it is large, and most do without
+            from ..http.listener import HttpListener  # here: it is large, and most do without
 
             http = HttpListener(self, self.recent, web)
             opened.push_async_callback(http.close)

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from . import __version__
-from .app.election import Role
-from .contract import payloads
-from .contract.numbers import mask, mask_all
-from .contract.payloads import timestamp
-from .features.batch import Batch
-from .goip.line import Line
-from .retained import line_state as states
-from .store.database import OutboxRow
+from .. import __version__
+from ..app.election import Role
+from ..contract import payloads
+from ..contract.numbers import mask, mask_all
+from ..contract.payloads import timestamp
+from ..features.batch import Batch
+from ..goip.line import Line
+from ..retained import line_state as states
+from ..store.database import OutboxRow
 
 if TYPE_CHECKING:
-    from .app.bridge import Bridge
+    from ..app.bridge import Bridge
 
 FACTS = 100
 "Facts that are kept."

@@ -19,12 +19,13 @@ from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from . import __version__, status
-from .goip.line import Line
-from .retained import line_state as states
+from .. import __version__
+from ..goip.line import Line
+from ..retained import line_state as states
+from . import status
 
 if TYPE_CHECKING:
-    from .app.bridge import Bridge
+    from ..app.bridge import Bridge
 
 __all__ = ["CONTENT_TYPE", "METRICS", "PROCESS", "render"]
 

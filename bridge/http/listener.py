@@ -1,7 +1,7 @@
 """The HTTP listener: health checks, metrics and the status page; off unless `http.listen` is set.
 
 It reads from the bridge and, with `http.send`, hands it commands as the broker does. It has no login: what it shows is
-made by bridge/status.py, without texts and whole numbers. Nothing that a client does, or fails to do, may cost the
+made by bridge/http/status.py, without texts and whole numbers. Nothing that a client does, or fails to do, may cost the
 lines more than a moment: connections, streams, bodies and times are limited, and what is expensive to make is made
 once a second at most. The only module that knows aiohttp; imported by the application when it is needed.
 """
@@ -22,13 +22,13 @@ from urllib.parse import urlsplit
 import orjson
 from aiohttp import web
 
+from ..app.bridge import Bridge
+from ..app.election import Role
+from ..contract.commands import Code
+from ..contract.numbers import mask
+from ..contract.payloads import stamped
+from ..mqtt.link import Incoming
 from . import metrics, status
-from .app.bridge import Bridge
-from .app.election import Role
-from .contract.commands import Code
-from .contract.numbers import mask
-from .contract.payloads import stamped
-from .mqtt.link import Incoming
 
 log = logging.getLogger(__name__)
 _silence = logging.getLogger(f"{__name__}.aiohttp")

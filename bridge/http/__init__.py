@@ -1,0 +1,1 @@
+"""The HTTP listener: status page, health, metrics."""
