@@ -18,8 +18,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bridge.broker import find_mosquitto
 from bridge.mqtt.link import WINDOW
+from bridge.process.embedded_broker import find_mosquitto
 
 CORES = sorted(os.sched_getaffinity(0))
 BRIDGE_CORE, LOAD_CORE = CORES[0], CORES[-1]

@@ -34,10 +34,10 @@ from rich.text import Text
 
 from . import client as mqtt
 from .app.bridge import Bridge, PortUnusable
-from .broker import BrokerError, EmbeddedBroker
 from .config.settings import Settings
 from .contract.topics import Topics
 from .goip.events import Address
+from .process.embedded_broker import BrokerError, EmbeddedBroker
 from .sim.errors import SimulatorError
 from .sim.options import LineOptions
 from .sim.run import SimOptions, Simulator
@@ -80,7 +80,9 @@ def main(args: argparse.Namespace) -> int:
     """Tell the story: 0 when all of it happened, 1 when something is missing."""
     screen = Screen(terminal.console(), full=args.full)
     logging.basicConfig(level=logging.WARNING, handlers=[_LogLines(screen)], force=True)
-    logging.getLogger("bridge.broker").setLevel(logging.ERROR)  # which broker it is, the introduction tells
+    logging.getLogger("bridge.process.embedded_broker").setLevel(
+        logging.ERROR
+    )  # which broker it is, the introduction tells
     demo = Demo(screen, lines=args.lines, udp_port=args.udp_port, seconds=args.seconds, keep=args.keep)
     try:
         return asyncio.run(demo.run())

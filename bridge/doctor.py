@@ -30,12 +30,12 @@ from rich.text import Text
 
 from . import __version__
 from . import client as mqtt
-from .broker import NO_BROKER, find_mosquitto
 from .client import Client
 from .config import settings as configuration
 from .config.settings import ConfigError, Settings
 from .contract.topics import Topics
-from .health import ask, socket_path
+from .process.embedded_broker import NO_BROKER, find_mosquitto
+from .process.health import ask, socket_path
 from .store.database import MIGRATIONS, is_foreign
 from .system import holders, terminal
 from .system.udp import RECEIVE_BUFFER

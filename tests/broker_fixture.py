@@ -254,14 +254,16 @@ def dockered(directory: Path) -> Iterator[Broker]:
 @contextlib.contextmanager
 def embedded(directory: Path) -> Iterator[Broker]:
     """The bridge's own, as it is where there is no mosquitto binary, in a thread with an event loop."""
-    from bridge.broker import EmbeddedBroker
+    from bridge.process.embedded_broker import EmbeddedBroker
 
     embedded_broker = EmbeddedBroker()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
-        with mock.patch("bridge.broker.find_mosquitto", return_value=None):  # also when somebody insists on this one
+        with mock.patch(
+            "bridge.process.embedded_broker.find_mosquitto", return_value=None
+        ):  # also when somebody insists on this one
             url = asyncio.run_coroutine_threadsafe(embedded_broker.start(directory, 0), loop).result(30)
         yield Broker(kind="embedded", host="127.0.0.1", port=int(url.rpartition(":")[2]))
     finally:

@@ -15,9 +15,9 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bridge import broker as module
-from bridge.broker import BrokerError, EmbeddedBroker
 from bridge.config.settings import BrokerUrl
+from bridge.process import embedded_broker as module
+from bridge.process.embedded_broker import BrokerError, EmbeddedBroker
 
 needs_mosquitto = pytest.mark.broker("binary")
 
@@ -228,7 +228,7 @@ async def test_two_brokers_do_not_share_a_folder(broker, tmp_path, monkeypatch):
 
 @needs_mosquitto
 async def test_the_log_of_mosquitto_is_ours(broker, tmp_path, caplog):
-    caplog.set_level(logging.DEBUG, logger="bridge.broker")
+    caplog.set_level(logging.DEBUG, logger="bridge.process.embedded_broker")
     await broker.start(tmp_path, 0)
     await broker.stop()
     assert any(record.getMessage().startswith("mosquitto: mosquitto version") for record in caplog.records)

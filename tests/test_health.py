@@ -19,8 +19,8 @@ from paho.mqtt import publish
 from test_send import cli, environment, faults
 
 from bridge.contract.topics import Topics
-from bridge.health import HealthSocket, socket_path
-from bridge.health import trouble as trouble_of
+from bridge.process.health import HealthSocket, socket_path
+from bridge.process.health import trouble as trouble_of
 from broker_fixture import Broker
 from brokers import SERVER_NAME, Mosquitto, amqtt_broker, free_port, make_certificates
 from harness import BridgeProcess, as_broker, bridge_config, free_udp_port, raw_line, running, watching

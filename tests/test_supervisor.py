@@ -21,8 +21,8 @@ import outputs
 from bridge.app.bridge import Bridge
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.goip.server import LineMemory
+from bridge.process.supervisor import Systemd, _pauses
 from bridge.store.database import Store
-from bridge.supervisor import Systemd, _pauses
 from bridge.system.udp import BATCH, UdpSocket
 from broker_fixture import Broker
 from harness import LIMIT_S, BridgeProcess, RawLine, Watcher, bridge_config, children, raw_line, running, watching

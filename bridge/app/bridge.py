@@ -115,7 +115,7 @@ ASLEEP_S = 3.0
 MOST_WAITING = 100_000
 "Datagrams taken at once from an inherited socket: its buffer has room for fewer, but more may come meanwhile."
 SHUTDOWN_S = 8.0
-"For everything at the end but the embedded broker: after 9 s the supervisor kills us (bridge/supervisor.py)."
+"For everything at the end but the embedded broker: after 9 s the supervisor kills us (bridge/process/supervisor.py)."
 DRAIN_S = 5.0
 "Of these, for gateways to tell what became of the SMS they have: one takes 2 to 5 s (docs/protocol.md §4.2)."
 HAND_OVER_S = 5.0

@@ -1,4 +1,4 @@
-"""The bridge as a process, with its signals, its embedded broker and its exit code; bridge/supervisor.py starts it."""
+"""The bridge as a process, with its signals, its embedded broker and its exit code; bridge/process/supervisor.py starts it."""
 
 import argparse
 import asyncio
@@ -7,16 +7,16 @@ import os
 import signal
 from collections.abc import Callable
 
-from .app.bridge import Bridge, PortUnusable
-from .broker import BrokerError, EmbeddedBroker
-from .config import settings as configuration
-from .config.settings import BrokerUrl, ConfigError, Settings
+from ..app.bridge import Bridge, PortUnusable
+from ..config import settings as configuration
+from ..config.settings import BrokerUrl, ConfigError, Settings
+from ..http import status
+from ..store.database import Store, StoreError, StoreUnusable
+from ..system.terminal import ControllingTerminal, say
+from ..system.udp import UdpSocket
+from .embedded_broker import BrokerError, EmbeddedBroker
 from .health import HealthSocket, socket_path
-from .http import status
-from .store.database import Store, StoreError, StoreUnusable
 from .supervisor import CLOSED, RESTART, Keeper
-from .system.terminal import ControllingTerminal, say
-from .system.udp import UdpSocket
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .config import settings as configuration
-from .config.settings import ConfigError
-from .system.terminal import complain, seconds
+from ..config import settings as configuration
+from ..config.settings import ConfigError
+from ..system.terminal import complain, seconds
 
 TIMEOUT_S = 5.0
 AGAIN_S = 0.1

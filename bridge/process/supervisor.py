@@ -1,6 +1,6 @@
 """`goip-bridge run`: a small process that starts the bridge, holds its UDP socket, and starts it again when it dies.
 
-The bridge itself (bridge/service.py) is the worker. It binds the socket and hands a duplicate up when it serves; every
+The bridge itself (bridge/process/worker.py) is the worker. It binds the socket and hands a duplicate up when it serves; every
 later worker gets that one, and reads what gateways sent while none ran. One that hangs is killed. Nothing of the bridge
 is imported here, so that this process stays small and has little that could fail.
 
@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
-from .system.terminal import ControllingTerminal, LogFormatter
+from ..system.terminal import ControllingTerminal, LogFormatter
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def set_up_logging(*, verbose: bool = False) -> None:
 
 
 def _serve(args: argparse.Namespace, keeper: "Keeper") -> int:
-    from . import service  # here: it is large, and the supervisor does without
+    from . import worker as service  # here: it is large, and the supervisor does without
 
     return service.main(args, keeper)
 
