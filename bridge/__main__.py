@@ -14,13 +14,16 @@ from .system import terminal
 
 COMMANDS = {
     "run": ("bridge.process.supervisor", "run the bridge"),
-    "demo": ("bridge.demo", "see it work: a broker, the bridge and a simulated gateway, no hardware needed"),
-    "send": ("bridge.send", "send an SMS over MQTT and follow it to the end"),
-    "selftest": ("bridge.selftest", "find out whether a line's firmware sends an SMS again when it is asked about it"),
-    "monitor": ("bridge.monitor", "watch the lines, their queues and their traffic"),
-    "doctor": ("bridge.doctor", "find what is wrong, and say what to do"),
+    "demo": ("bridge.cli.demo", "see it work: a broker, the bridge and a simulated gateway, no hardware needed"),
+    "send": ("bridge.cli.send", "send an SMS over MQTT and follow it to the end"),
+    "selftest": (
+        "bridge.cli.selftest",
+        "find out whether a line's firmware sends an SMS again when it is asked about it",
+    ),
+    "monitor": ("bridge.cli.monitor", "watch the lines, their queues and their traffic"),
+    "doctor": ("bridge.cli.doctor", "find what is wrong, and say what to do"),
     "health": ("bridge.process.health", "exit 0 when the bridge works; for containers"),
-    "config": ("bridge.config_cli", "check, show or describe the configuration"),
+    "config": ("bridge.cli.config", "check, show or describe the configuration"),
     "schema": ("bridge.schema.generator", "write the JSON Schemas of all payloads"),
     "sim": ("bridge.sim.cli", "run simulated GoIP lines against an SMS server"),
 }

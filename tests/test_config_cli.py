@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from bridge import config_cli
+from bridge.cli import config as config_cli
 from bridge.config.settings import ConfigError, Settings, load
 
 SECRET = "hunter2"

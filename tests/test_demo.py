@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bridge.demo import Demo, Message, Screen
+from bridge.cli.demo import Demo, Message, Screen
 from brokers import find_mosquitto
 
 LIMIT_S = 60

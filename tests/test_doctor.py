@@ -14,9 +14,9 @@ import pytest
 from paho.mqtt import publish
 from test_send import Installation, cli, environment
 
-from bridge import doctor
+from bridge.cli import doctor
+from bridge.cli.doctor import Report, examine_host
 from bridge.config.settings import Settings
-from bridge.doctor import Report, examine_host
 from bridge.store.database import MIGRATIONS, Store
 from broker_fixture import StartBroker
 from brokers import Mosquitto, free_port

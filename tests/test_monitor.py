@@ -18,8 +18,8 @@ import pytest
 from rich.console import Console
 from test_send import LIMIT_S, Installation, cli, environment, faults
 
+from bridge.cli.monitor import FACTS, Board
 from bridge.contract.topics import Topics
-from bridge.monitor import FACTS, Board
 from broker_fixture import StartBroker
 from brokers import free_port
 

@@ -21,9 +21,9 @@ from paho.mqtt import publish
 from paho.mqtt.enums import CallbackAPIVersion
 
 import outputs
-from bridge.client import Presence, connect
+from bridge.cli.client import Presence, connect
+from bridge.cli.send import Order
 from bridge.config.settings import Settings
-from bridge.send import Order
 from broker_fixture import Broker, StartBroker, embedded
 from brokers import Mosquitto, free_port
 from harness import watching

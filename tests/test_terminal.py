@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from paho.mqtt import publish
 from test_send import cli, environment
 
+from bridge.cli.monitor import Board
 from bridge.contract.topics import Topics
-from bridge.monitor import Board
 from bridge.system.terminal import LogFormatter, clean, cleaned, console, say
 from brokers import Mosquitto
 from harness import as_broker, bridge_config, raw_line, running, watching

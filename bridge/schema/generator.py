@@ -18,8 +18,8 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
+from ..cli.config import config_schema
 from ..config.settings import Settings
-from ..config_cli import config_schema
 from ..contract import causes, payloads
 from ..contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, Command
 from ..contract.payloads import KINDS, STATES, BridgeEvent, Delivery, Kind, Result, encode, stamped

@@ -32,17 +32,17 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from ..app.bridge import Bridge, PortUnusable
+from ..config.settings import Settings
+from ..contract.topics import Topics
+from ..goip.events import Address
+from ..process.embedded_broker import BrokerError, EmbeddedBroker
+from ..sim.errors import SimulatorError
+from ..sim.options import LineOptions
+from ..sim.run import SimOptions, Simulator
+from ..store.database import Store, StoreUnusable
+from ..system import terminal
 from . import client as mqtt
-from .app.bridge import Bridge, PortUnusable
-from .config.settings import Settings
-from .contract.topics import Topics
-from .goip.events import Address
-from .process.embedded_broker import BrokerError, EmbeddedBroker
-from .sim.errors import SimulatorError
-from .sim.options import LineOptions
-from .sim.run import SimOptions, Simulator
-from .store.database import Store, StoreUnusable
-from .system import terminal
 
 STEP_S = 20.0
 "How long the story waits for what it has announced."

@@ -18,11 +18,11 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..config.settings import Settings
+from ..contract.topics import Topics
+from ..system import terminal
 from . import client as mqtt
 from .client import Client, ClientError
-from .config.settings import Settings
-from .contract.topics import Topics
-from .system import terminal
 
 FINAL = ("delivered", "undelivered", "failed", "expired", "cancelled")
 GOOD = ("sent", "delivered")

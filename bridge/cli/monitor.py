@@ -24,11 +24,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..config.settings import Settings
+from ..contract.topics import Topics
+from ..system import terminal
 from . import client as mqtt
 from .client import Client, ClientError
-from .config.settings import Settings
-from .contract.topics import Topics
-from .system import terminal
 
 BIRTH_S = 3.0
 QUIET_S = 0.3

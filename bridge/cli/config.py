@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from .config.settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
-from .system.terminal import say, takes_unicode
+from ..config.settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
+from ..system.terminal import say, takes_unicode
 
 SECRET = "********"
 

@@ -28,17 +28,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import __version__
+from .. import __version__
+from ..config import settings as configuration
+from ..config.settings import ConfigError, Settings
+from ..contract.topics import Topics
+from ..process.embedded_broker import NO_BROKER, find_mosquitto
+from ..process.health import ask, socket_path
+from ..store.database import MIGRATIONS, is_foreign
+from ..system import holders, terminal
+from ..system.udp import RECEIVE_BUFFER
 from . import client as mqtt
 from .client import Client
-from .config import settings as configuration
-from .config.settings import ConfigError, Settings
-from .contract.topics import Topics
-from .process.embedded_broker import NO_BROKER, find_mosquitto
-from .process.health import ask, socket_path
-from .store.database import MIGRATIONS, is_foreign
-from .system import holders, terminal
-from .system.udp import RECEIVE_BUFFER
 
 Level = Literal["ok", "note", "problem"]
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}

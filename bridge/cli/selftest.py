@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..config.settings import Settings
+from ..contract.topics import Topics
+from ..system import terminal
 from . import client as mqtt
 from .client import Client, ClientError
-from .config.settings import Settings
-from .contract.topics import Topics
 from .send import BIRTH_S, RESULT_S, WRONG
-from .system import terminal
 
 SILENCE_S = 120.0
 "Steps come closer together, unless one says when the next is due: a gateway has 90 s for its answer."

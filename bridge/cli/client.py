@@ -24,11 +24,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import ValidationError
 
-from .config import settings as configuration
-from .config.settings import BrokerUrl, ConfigError, MqttSettings, Settings
-from .mqtt.link import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
-from .process.embedded_broker import DEFAULT_PORT, FOLDER, LOOPBACK
-from .system.terminal import clean, cleaned, complain
+from ..config import settings as configuration
+from ..config.settings import BrokerUrl, ConfigError, MqttSettings, Settings
+from ..mqtt.link import ADVICE, UNSUPPORTED_VERSION, LinkConfig, tls_context
+from ..process.embedded_broker import DEFAULT_PORT, FOLDER, LOOPBACK
+from ..system.terminal import clean, cleaned, complain
 
 CONNECT_S = 10.0
 REFUSED = 0x80
