@@ -13,19 +13,19 @@ import bridge
 from .system import terminal
 
 COMMANDS = {
-    "run": ("bridge.process.supervisor", "run the bridge"),
-    "demo": ("bridge.cli.demo", "see it work: a broker, the bridge and a simulated gateway, no hardware needed"),
-    "send": ("bridge.cli.send", "send an SMS over MQTT and follow it to the end"),
+    "run": (".process.supervisor", "run the bridge"),
+    "demo": (".cli.demo", "see it work: a broker, the bridge and a simulated gateway, no hardware needed"),
+    "send": (".cli.send", "send an SMS over MQTT and follow it to the end"),
     "selftest": (
-        "bridge.cli.selftest",
+        ".cli.selftest",
         "find out whether a line's firmware sends an SMS again when it is asked about it",
     ),
-    "monitor": ("bridge.cli.monitor", "watch the lines, their queues and their traffic"),
-    "doctor": ("bridge.cli.doctor", "find what is wrong, and say what to do"),
-    "health": ("bridge.process.health", "exit 0 when the bridge works; for containers"),
-    "config": ("bridge.cli.config", "check, show or describe the configuration"),
-    "schema": ("bridge.schema.generator", "write the JSON Schemas of all payloads"),
-    "sim": ("bridge.sim.cli", "run simulated GoIP lines against an SMS server"),
+    "monitor": (".cli.monitor", "watch the lines, their queues and their traffic"),
+    "doctor": (".cli.doctor", "find what is wrong, and say what to do"),
+    "health": (".process.health", "exit 0 when the bridge works; for containers"),
+    "config": (".cli.config", "check, show or describe the configuration"),
+    "schema": (".schema.generator", "write the JSON Schemas of all payloads"),
+    "sim": (".sim.cli", "run simulated GoIP lines against an SMS server"),
 }
 "Module and summary; a module has `add_arguments(parser)` and `main(args) -> int`, and is imported when chosen."
 INTERRUPTED = 130
@@ -86,7 +86,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     for name, (module_name, summary) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         if name == chosen:
-            module = importlib.import_module(module_name)
+            module = importlib.import_module(module_name, __package__)
             module.add_arguments(subparser)
             subparser.set_defaults(main=module.main)
     return parser

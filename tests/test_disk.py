@@ -635,7 +635,7 @@ class Disks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.free = 100 * BALLAST_BYTES
-        monkeypatch.setattr("bridge.store.database.reserve._free", lambda _path: self.free)
+        monkeypatch.setattr("bridge.store.reserve._free", lambda _path: self.free)
 
 
 def test_the_ballast_is_given_up_once_and_made_again_when_there_is_room(

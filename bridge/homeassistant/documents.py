@@ -1,7 +1,8 @@
 """What Home Assistant is told: one device for each line, each gateway and the bridge, by MQTT device discovery.
 
-Pure: settings in, documents out. `bridge/retained/discovery.py` publishes them. Home Assistant refuses a whole device for one
-unknown key at its root or one entity without `unique_id`; a bad value inside a component loses that component only.
+Pure: settings in, documents out. `bridge/retained/discovery.py` publishes them. Home Assistant refuses a whole device
+for one unknown key at its root or one entity without `unique_id`; a bad value inside a component loses that component
+only.
 https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload
 """
 

@@ -1,8 +1,8 @@
 """`goip-bridge run`: a small process that starts the bridge, holds its UDP socket, and starts it again when it dies.
 
-The bridge itself (bridge/process/worker.py) is the worker. It binds the socket and hands a duplicate up when it serves; every
-later worker gets that one, and reads what gateways sent while none ran. One that hangs is killed. Nothing of the bridge
-is imported here, so that this process stays small and has little that could fail.
+The bridge itself (bridge/process/worker.py) is the worker. It binds the socket and hands a duplicate up when it
+serves; every later worker gets that one, and reads what gateways sent while none ran. One that hangs is killed. Nothing
+of the bridge is imported here, so that this process stays small and has little that could fail.
 
 Supervisor and worker have a pair of stream sockets between them, and say all they have to say in single bytes:
 

@@ -1,4 +1,4 @@
-"""The bridge as a process, with its signals, its embedded broker and its exit code; bridge/process/supervisor.py starts it."""
+"""The bridge as a process: its signals, its embedded broker and its exit code. bridge/process/supervisor.py starts it."""
 
 import argparse
 import asyncio
