@@ -8,8 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-import bridge
-
+from . import __version__
 from .system import terminal
 
 COMMANDS = {
@@ -96,7 +95,7 @@ class _Version(argparse.Action):
     """argparse's own wants the version beforehand, which takes longer to find out than the rest of the start."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        terminal.say(f"goip-bridge {bridge.__version__}")
+        terminal.say(f"goip-bridge {__version__}")
         parser.exit()
 
 

@@ -190,7 +190,7 @@ async def test_a_killed_child_is_started_again_on_the_same_port(broker, tmp_path
 async def test_the_child_ends_with_us_and_the_next_start_waits_for_it(broker, tmp_path):
     script = """if True:
         import asyncio, pathlib, sys
-        from bridge.broker import EmbeddedBroker
+        from bridge.process.embedded_broker import EmbeddedBroker
         async def run():
             broker = EmbeddedBroker()
             print(await broker.start(pathlib.Path(sys.argv[1]), 0), broker.pid, flush=True)

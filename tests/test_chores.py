@@ -134,7 +134,7 @@ def test_where_no_note_can_be_written_everything_else_goes_on(tmp_path: Path) ->
 def test_a_note_outlives_kill_9(tmp_path: Path) -> None:
     program = (
         "import sys, os, signal; from pathlib import Path\n"
-        "from bridge.chores import Deaths; from bridge.clock import Clock\n"
+        "from bridge.features.chores import Deaths; from bridge.system.clock import Clock\n"
         "with Deaths(Path(sys.argv[1]), Clock(), 0.0).doing('x'):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     clock = Clock()
@@ -278,9 +278,10 @@ async def test_an_idle_bridge_commits_only_its_sign_of_life(life: Life, monkeypa
 
 HANGING = """
 import sys
-from bridge import __main__, supervisor
-from bridge.ledger import Ledger
-supervisor.Supervised.alive_s = 0.1
+from bridge import __main__
+from bridge.process import keeper, supervisor
+from bridge.features.ledger import Ledger
+keeper.Supervised.alive_s = 0.1
 if "--worker-fd" in sys.argv:
     def hang(*_):
         while True:

@@ -18,7 +18,7 @@ from brokers import find_mosquitto
 
 LIMIT_S = 60
 WITHOUT_MOSQUITTO = (
-    "import sys, bridge.broker; bridge.broker.find_mosquitto = lambda: None; "
+    "import sys, bridge.process.embedded_broker; bridge.process.embedded_broker.find_mosquitto = lambda: None; "
     "from bridge.__main__ import main; sys.exit(main(sys.argv[1:]))"
 )
 

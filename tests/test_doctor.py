@@ -142,7 +142,7 @@ def problem_texts(report: Report) -> list[str]:
 def test_a_store_held_by_a_bridge_is_recognised_and_not_disturbed(tmp_path):
     # In another process: locks of the same one do not exclude each other.
     holder = (
-        "import sys; from pathlib import Path; from bridge.store import Store\n"
+        "import sys; from pathlib import Path; from bridge.store.database import Store\n"
         "store = Store(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()\n"
         "with store.transaction(): store.put('key', 1)\n"
         "store.close()"

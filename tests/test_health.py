@@ -170,7 +170,7 @@ def test_another_user_is_told_that_he_may_not_ask(tmp_path: Path) -> None:
     listening = HealthSocket(socket_path(tmp_path / "s.db"), lambda: WELL)
     listening.start()
     code = (
-        "import os, sys; from pathlib import Path; from bridge.health import trouble\n"
+        "import os, sys; from pathlib import Path; from bridge.process.health import trouble\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "print(trouble(Path(sys.argv[1]), 1.0))"
     )

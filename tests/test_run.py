@@ -12,11 +12,11 @@ import pytest
 
 from bridge.app.bridge import Bridge, PortUnusable
 from bridge.config.settings import BrokerUrl, Settings
-from bridge.http import listener as http
+from bridge.http.listener import listener as http
 from bridge.mqtt.link import Incoming
 from bridge.process import embedded_broker as module
 from bridge.process import worker as service
-from bridge.process.supervisor import Systemd
+from bridge.process.keeper import Systemd
 from bridge.store.database import Store, StoreError
 from broker_fixture import Broker
 from harness import LIMIT_S, as_broker, bridge_config, free_udp_port, own_broker, watching

@@ -21,7 +21,8 @@ import outputs
 from bridge.app.bridge import Bridge
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.goip.server import LineMemory
-from bridge.process.supervisor import Systemd, _pauses
+from bridge.process.keeper import Systemd
+from bridge.process.supervisor import _pauses
 from bridge.store.database import Store
 from bridge.system.udp import BATCH, UdpSocket
 from broker_fixture import Broker
@@ -281,8 +282,9 @@ def test_a_worker_whose_supervisor_is_gone_already_does_not_begin(tmp_path: Path
 async def test_where_the_kernel_does_not_do_it_the_worker_sees_that_the_supervisor_is_gone(tmp_path: Path) -> None:
     program = """
 import sys
-from bridge import __main__, supervisor
-supervisor._die_with_parent = lambda: None
+from bridge import __main__
+from bridge.process import keeper, supervisor
+keeper._die_with_parent = lambda: None
 sys.exit(__main__.main())
 """
     config = bridge_config(None, "goip", mqtt={"url": "mqtt://127.0.0.1:9"})
@@ -331,13 +333,13 @@ def test_pauses_double_to_the_longest() -> None:
 
 SUPERVISE = """
 import sys
-from bridge.supervisor import Supervisor, set_up_logging
+from bridge.process.supervisor import Supervisor, set_up_logging
 set_up_logging()
 sys.exit(Supervisor([sys.executable, "-c", sys.argv[1]], **eval(sys.argv[2])).run())
 """
 WORKER = """
 import os, select, signal, socket, sys, time
-from bridge.supervisor import Supervised
+from bridge.process.keeper import Supervised
 above = Supervised(int(sys.argv[-1]))
 udp = above.held or socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 def say(*words): os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # print() fails in a handler that is in it
@@ -388,8 +390,9 @@ async def test_a_program_that_is_gone_is_said(tmp_path: Path) -> None:
 
 HASTY = """
 import sys
-from bridge import __main__, supervisor
-supervisor.Supervised.alive_s = 0.1
+from bridge import __main__
+from bridge.process import keeper, supervisor
+keeper.Supervised.alive_s = 0.1
 if "--worker-fd" in sys.argv:
     sys.exit(__main__.main())
 supervisor.set_up_logging()
@@ -806,7 +809,8 @@ async def test_the_supervisor_says_for_itself_that_it_is_well(tmp_path: Path) ->
 
 ASKED = """
 import os, sys
-from bridge.supervisor import Supervisor, Systemd, set_up_logging
+from bridge.process.keeper import Systemd
+from bridge.process.supervisor import Supervisor, set_up_logging
 set_up_logging()
 systemd = Systemd(os.environ)
 assert "WATCHDOG_USEC" not in os.environ  # or the worker would take it for a question to itself
@@ -839,7 +843,7 @@ def test_nobody_waits_for_a_systemd_that_does_not_listen(tmp_path: Path) -> None
     with notified(tmp_path / "notify"):
         program = """
 import os
-from bridge.supervisor import Systemd
+from bridge.process.keeper import Systemd
 systemd = Systemd(os.environ)
 for _ in range(2000): systemd.alive()
 """

@@ -86,11 +86,11 @@ DROPS_DEBUGGED_PER_S = 20.0
 LOGGED_A_MINUTE = 60
 "Of what may happen again and again, such as refused commands: each once, and no more in all."
 SERVING_SINCE = "serving_since"
-"In the store: since when this bridge serves its base topic, as `bridge.lease.Lease.kept` says it."
+"In the store: since when this bridge serves its base topic, as `bridge.app.election.Lease.kept` says it."
 RIVAL = "rival"
 "In the store: the other bridge that was heard of last."
 STEADY = "steady"
-"In the store: what `bridge.clock.SteadyTime` goes on from."
+"In the store: what `bridge.system.clock.SteadyTime` goes on from."
 WAITING_S = 2.0
 "A bridge that is connected for so long, and not active, says why."
 ALIVE_S = 10.0
@@ -123,7 +123,7 @@ HAND_OVER_S = 5.0
 
 
 class Bridge:
-    """One instance of the bridge. Implements `bridge.mqtt.Handler`."""
+    """One instance of the bridge. Implements `bridge.mqtt.link.Handler`."""
 
     def __init__(
         self, settings: Settings, store: Store, reload: Callable[[], Settings], clock: Clock | None = None
@@ -167,7 +167,7 @@ class Bridge:
         self.recent = Recent() if settings.http.listen is not None else None
         "What only the HTTP listener tells."
         self._backlog: deque[Incoming] = deque()
-        "Commands that came and have not had their turn; `bridge.lease` says whether they may have it."
+        "Commands that came and have not had their turn; `bridge.app.election` says whether they may have it."
         self._dropped = 0
         "Commands that another bridge may have carried out, and that are not carried out here; to be told."
         self._listening = True

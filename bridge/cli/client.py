@@ -1,6 +1,6 @@
 """The MQTT connection of the command line: aiomqtt, configured by the same file and variables as the bridge.
 
-Not the service's link (`bridge.mqtt`): nothing is kept and nothing is repeated here. A lost connection ends the
+Not the service's link (`bridge.mqtt.link`): nothing is kept and nothing is repeated here. A lost connection ends the
 command, with one line that says why.
 """
 

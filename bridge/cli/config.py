@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from ..config.settings import ConfigError, Origins, Place, Settings, file_named, load, load_with_origins
+from ..config.schema import config_schema
+from ..config.settings import ConfigError, Origins, Place, file_named, load, load_with_origins
 from ..system.terminal import say, takes_unicode
 
 SECRET = "********"
@@ -86,17 +87,3 @@ def _origin(place: Place, value: Any, origins: Origins) -> str:
     if value is not None:
         keys += {"password": ["password_file", "url"], "username": ["url"]}.get(str(place[-1]), [])
     return next((origins[(*place[:-1], key)] for key in keys if (*place[:-1], key) in origins), "default")
-
-
-def config_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of the configuration file, for editors."""
-    schema = Settings.model_json_schema()
-    for section in (schema, *schema["$defs"].values()):
-        section.pop("title", None)
-        for value in section.get("properties", {}).values():
-            value.pop("title", None)
-            if "$ref" in value:
-                value.pop("default", None)  # says again what the section says key by key
-            if "patternProperties" in value:
-                value["additionalProperties"] = False
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "config", **schema}

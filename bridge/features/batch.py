@@ -25,7 +25,7 @@ class Run:
         self.started = started
         "Unix time, as it is told."
         self.since = since
-        "The same by `bridge.clock.SteadyTime`."
+        "The same by `bridge.system.clock.SteadyTime`."
         self.boot = f"{int(started):08x}{secrets.token_hex(2)}"
         self.seq: dict[str, int] = {}
         "The last sequence number of each topic of the bridge."
@@ -72,7 +72,7 @@ class Batch:
 
     run: Run
     at: float
-    "When all of it happened, for the store: by `bridge.clock.SteadyTime`."
+    "When all of it happened, for the store: by `bridge.system.clock.SteadyTime`."
     wall: float
     "And as it is told: Unix time."
     outbox: list[OutboxEntry] = field(default_factory=list)

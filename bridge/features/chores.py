@@ -56,7 +56,7 @@ class Left(NamedTuple):
     deaths: int
     "How often the program died of it."
     until: float
-    "By `bridge.clock.SteadyTime`."
+    "By `bridge.system.clock.SteadyTime`."
 
 
 class Deaths:

@@ -277,7 +277,7 @@ class Publisher:
 
     def drop_copies(self, at: float) -> int:
         """Wait no longer with copies whose time is over, and with the oldest of too many; returns how many these are.
-        `at` is by `bridge.clock.SteadyTime`.
+        `at` is by `bridge.system.clock.SteadyTime`.
         """
         dropped = []
         for copies in self._copies.values():

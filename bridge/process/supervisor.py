@@ -23,10 +23,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..system.terminal import ControllingTerminal, LogFormatter
+from .keeper import CLOSED, RESTART, Keeper, Supervised, Systemd, UnusableSocketError, receive_socket, send_socket
 
 log = logging.getLogger(__name__)
 
@@ -35,20 +36,11 @@ STOP_S = 9.0
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 10.0
 "After this long without dying, the next restart comes without delay again."
-ALIVE_S = 5.0
-"How often a worker says that it is well."
 HANG_S = 60.0
 """A worker that has served and says nothing for so long hangs. Generous: its event loop stands still while it waits for
 the disk, and a worn SD card may take many seconds for a sync. Before it serves it has all the time it needs."""
 LOOKS = 12
 "How often we look at the worker in that time."
-RESTART = 75
-"Exit code of a worker that is to be started again because somebody asked for it (EX_TEMPFAIL of sysexits.h)."
-CLOSED = "the terminal was closed: stopping. To go on without one, run it as a service, or with nohup"
-SYSTEMD_FIRST_FD = 3
-"SD_LISTEN_FDS_START."
-NOTIFY_S = 5.0
-"For systemd to take notice: it may be busy, but must not stop us for ever."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +80,7 @@ def set_up_logging(*, verbose: bool = False) -> None:
     logging.raiseExceptions = False  # a log that can't be written, on a full disk, is no reason for a traceback in it
 
 
-def _serve(args: argparse.Namespace, keeper: "Keeper") -> int:
+def _serve(args: argparse.Namespace, keeper: Keeper) -> int:
     from . import worker as service  # here: it is large, and the supervisor does without
 
     return service.main(args, keeper)
@@ -103,7 +95,7 @@ class Supervisor:
     def __init__(
         self,
         command: Sequence[str],
-        systemd: "Systemd | None" = None,
+        systemd: Systemd | None = None,
         *,
         stop_s: float = STOP_S,
         hang_s: float = HANG_S,
@@ -196,7 +188,7 @@ class Supervisor:
                 self._ended(1)
                 return
         with contextlib.suppress(OSError):  # it is gone already; SIGCHLD tells
-            _send(self._pair, self._held)
+            send_socket(self._pair, self._held)
 
     def _attend(self, until: float | None) -> None:
         """Wait for a signal, the worker's word or the next look, and act; `until` is a time by the monotonic clock."""
@@ -246,7 +238,7 @@ class Supervisor:
         if self._pair is None:
             return
         try:
-            word, sent = _receive(self._pair)
+            word, sent = receive_socket(self._pair)
         except BlockingIOError:
             return
         except OSError:  # a worker that died without reading our byte resets the connection
@@ -341,134 +333,3 @@ def _how(code: int) -> str:
         return f"signal {-code} ({signal.Signals(-code).name})"
     except ValueError:  # a realtime signal
         return f"signal {-code}"
-
-
-def _send(pair: socket.socket, shared: socket.socket | None) -> None:
-    if shared is None:
-        pair.send(b".")
-    else:
-        socket.send_fds(pair, [b"."], [shared.fileno()])
-
-
-def _receive(pair: socket.socket) -> tuple[bytes, socket.socket | None]:
-    word, descriptors, _, _ = socket.recv_fds(pair, 4096, 1)
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)
-        return word, socket.socket(fileno=descriptor)
-    return word, None
-
-
-# -- what keeps the socket, as the bridge sees it ----------------------------------------------------------------
-
-
-class Supervised:
-    """The supervisor, from below. A worker must not outlive it: two bridges would share one socket and one store."""
-
-    restarts = True
-    "A bridge that ends with `RESTART` is started again."
-    alive_s: float | None = ALIVE_S
-    "How often to call `alive`, once the bridge serves; None for never."
-
-    def __init__(self, fd: int) -> None:
-        self.lifeline: socket.socket | None = socket.socket(fileno=fd)
-        "Readable when the supervisor is gone."
-        self.lifeline.set_inheritable(False)
-        _die_with_parent()
-        word, self.held = _receive(self.lifeline)
-        "The socket that an earlier worker bound."
-        # It may have died before it could take us along. A dying process closes its files before it tells its children.
-        if not word or select.select([self.lifeline], [], [], 0)[0]:
-            os._exit(1)
-
-    def serving(self, bound: socket.socket) -> None:
-        """The bridge serves, on this socket."""
-        assert self.lifeline is not None
-        with contextlib.suppress(OSError):  # it is gone: so are we, soon
-            _send(self.lifeline, bound if self.held is None else None)
-
-    def alive(self) -> None:
-        """The bridge serves, and is well. Never waits: what finds no room is one of many that nobody has read yet."""
-        assert self.lifeline is not None
-        with contextlib.suppress(OSError):
-            self.lifeline.send(b".", socket.MSG_DONTWAIT)
-
-
-class UnusableSocketError(Exception):
-    """What systemd passed is not a UDP socket; the text says what to do."""
-
-
-class Systemd:
-    """systemd, or whatever else speaks its protocols, or nobody: what the environment says.
-
-    The variables are taken out of it: they are for us, not for the processes that we start.
-    """
-
-    lifeline = None
-
-    def __init__(self, environment: MutableMapping[str, str]) -> None:
-        self._notify_path = environment.pop("NOTIFY_SOCKET", "")
-        self.restarts = bool(self._notify_path)
-        "Our unit says Restart=always."
-        watchdog_s = _watchdog_s(environment)
-        self.alive_s = watchdog_s if self._notify_path else None
-        "How often to call `alive`; None for never."
-        for_us = environment.pop("LISTEN_PID", "") == str(os.getpid())
-        count = environment.pop("LISTEN_FDS", "")
-        environment.pop("LISTEN_FDNAMES", None)
-        self.held = _passed_socket(int(count)) if for_us and count.isdecimal() and count != "0" else None
-        "The socket of the .socket unit."
-
-    def serving(self, _bound: socket.socket) -> None:
-        """The bridge serves."""
-        self.notify("READY=1")
-
-    def alive(self) -> None:
-        """The bridge is well (WatchdogSec=). Never waits: the next time will do as well."""
-        if self.alive_s is not None:
-            self.notify("WATCHDOG=1", 0)
-
-    def notify(self, state: str, longest_s: float = NOTIFY_S) -> None:
-        """Tell the service manager, where it wants to know (Type=notify); wait so long if it is busy."""
-        if not self._notify_path:
-            return
-        path = self._notify_path
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(longest_s)
-            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
-
-
-Keeper = Supervised | Systemd
-
-
-def _watchdog_s(environment: MutableMapping[str, str]) -> float | None:
-    """Half of what systemd waits for a sign of life, as its manual advises; None if it waits for none of ours."""
-    interval = environment.pop("WATCHDOG_USEC", "")
-    if environment.pop("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not interval.isdecimal():
-        return None
-    return int(interval) / 1e6 / 2 or None
-
-
-def _passed_socket(count: int) -> socket.socket:
-    if count > 1:
-        raise UnusableSocketError(
-            f"systemd passes {count} sockets, and the bridge can use one: leave one ListenDatagram= in its .socket unit"
-        )
-    try:
-        passed = socket.socket(fileno=SYSTEMD_FIRST_FD)
-    except OSError as error:
-        raise UnusableSocketError(f"what systemd passes is not a socket: {error.strerror}") from None
-    if passed.type != socket.SOCK_DGRAM or passed.family not in (socket.AF_INET, socket.AF_INET6):
-        raise UnusableSocketError(
-            "what systemd passes is not a UDP socket: write ListenDatagram= with a port into the .socket unit"
-        )
-    passed.set_inheritable(False)
-    return passed
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill us when the supervisor dies, however busy we are."""
-    if sys.platform == "linux":
-        import ctypes  # here: the supervisor does without
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The bridge as a process: its signals, its embedded broker and its exit code. bridge/process/supervisor.py starts it."""
+"""The bridge as a process: signals, embedded broker, exit code. bridge/process/supervisor.py starts it."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from ..system.terminal import ControllingTerminal, say
 from ..system.udp import UdpSocket
 from .embedded_broker import BrokerError, EmbeddedBroker
 from .health import HealthSocket, socket_path
-from .supervisor import CLOSED, RESTART, Keeper
+from .keeper import CLOSED, RESTART, Keeper
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from ..cli.config import config_schema
+from ..config.schema import config_schema
 from ..config.settings import Settings
 from ..contract import causes, payloads
 from ..contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, Command

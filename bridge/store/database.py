@@ -1,8 +1,7 @@
 """What must survive: an SQLite file in WAL mode with full synchronisation.
 
-`Store` knows tables, not meaning: `bridge.ledger` and `bridge.intake` decide what is written, inside one
-`transaction()` for each batch of input. Everything here is synchronous; a commit is the one place where the program
-waits for the disk.
+`Store` knows tables, not meaning: the package `features` decides what is written, inside one `transaction()` for each
+batch of input. Everything here is synchronous; a commit is the one place where the program waits for the disk.
 """
 
 import contextlib
@@ -90,7 +89,7 @@ MIGRATIONS = (
     DROP INDEX sms_no;
     DROP INDEX sms_job;
     DROP INDEX sms_changed;
-    -- the last seven digits, by which delivery reports are matched (`bridge.ledger.last_digits`)
+    -- the last seven digits, by which delivery reports are matched (`bridge.features.ledger.last_digits`)
     ALTER TABLE sms ADD COLUMN digits TEXT
         AS (substr(replace(replace(replace(number, '+', ''), '*', ''), '#', ''), -7)) VIRTUAL;
     UPDATE sms SET job = NULL WHERE job IS NOT NULL AND job NOT IN (SELECT job FROM job);

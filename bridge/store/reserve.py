@@ -1,7 +1,8 @@
 """Space on the disk that is held for bad times: what gateways say can still be stored when the disk is full.
 
 The file stands beside the store. It is given up when the disk is full, and made again when there is room; in between
-the store takes no commands (`bridge.intake`), so that the space is left to inbound SMS and to the outcomes of SMS.
+the store takes no commands (`bridge.features.admission`), so that the space is left to inbound SMS and to the outcomes
+of SMS.
 """
 
 import contextlib

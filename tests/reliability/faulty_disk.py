@@ -1,7 +1,7 @@
 """A disk that fails where a test wants it to: an SQLite VFS in front of the real one.
 
-The files are real; the VFS stands between SQLite and them, and serves the unchanged `bridge.store.Store` because it is
-registered as the default. It does two things:
+The files are real; the VFS stands between SQLite and them, and serves the unchanged `Store` because it is registered as
+the default. It does two things:
 
 - it counts every change (write, truncate, sync, delete) and fails the n-th, once or until it is healed;
 - it keeps what is durable apart from what is only written. A sync makes durable what was written to that file. When the

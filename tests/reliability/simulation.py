@@ -4,7 +4,7 @@
     python -m reliability.simulation --scenario lossy --seed 17      one run again, exactly as it was
     python -m reliability.simulation --crashes             a crash at every step of a short run
 
-One process, one seeded clock: the application itself (`bridge.app.Bridge`, its store on a real SQLite file), the
+One process, one seeded clock: the application itself (`bridge.app.bridge.Bridge`, its store on a real SQLite file), the
 simulated gateways of `bridge.sim`, and between them the network, broker and disk of `virtual.py`. Of the bridge's
 own counters nothing is read.
 """
@@ -26,8 +26,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bridge.app import bridge as app
 from bridge.app.bridge import Bridge
+from bridge.app.bridge import bridge as app
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.features import batch
 from bridge.goip.events import Address

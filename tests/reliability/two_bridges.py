@@ -310,7 +310,7 @@ class Broker:
 
 
 class Link:
-    """As `bridge.mqtt.MqttLink`, with packets in place of bytes."""
+    """As `bridge.mqtt.link.MqttLink`, with packets in place of bytes."""
 
     WINDOW = 100
     retains = True

@@ -171,7 +171,7 @@ class Host:
 
 
 class VirtualUdp:
-    """The bridge's end of that socket, as `bridge.udp.UdpSocket`."""
+    """The bridge's end of that socket, as `bridge.system.udp.UdpSocket`."""
 
     def __init__(
         self,
@@ -273,7 +273,7 @@ class Broker:
 
 
 class VirtualLink:
-    """As `bridge.mqtt.MqttLink`: connects, again and again, and loses what was on its way when a connection ends."""
+    """As `MqttLink`: connects, again and again, and loses what was on its way when a connection ends."""
 
     WINDOW = 100
     LATENCY = 0.001
