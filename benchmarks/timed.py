@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from bridge import __main__ as program
-from bridge.app.bridge import bridge as app
+from bridge.app import bridge as app
 from bridge.features import batch, ledger
 from bridge.goip import server, wire
-from bridge.mqtt.link import link as mqtt
-from bridge.mqtt.link import publisher
+from bridge.mqtt import link as mqtt
+from bridge.mqtt import publisher
 from bridge.system import udp
 
 RECEIVE, DECODE, CORE, LEDGER = "UDP receive", "decode", "protocol core", "ledger"

@@ -18,7 +18,7 @@ from bridge.contract import causes, commands, payloads
 from bridge.contract.topics import Topics
 from bridge.features import admission as intake
 from bridge.mqtt.link import TWIN_ADVICE
-from bridge.schema.generator import generator as schema
+from bridge.schema import generator as schema
 from bridge.store.database import MIGRATIONS
 from brokers import make_certificates
 from reliability.simulation import SCENARIOS

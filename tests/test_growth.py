@@ -29,8 +29,8 @@ from bridge.goip.server import LineMemory
 from bridge.homeassistant.documents import documents
 from bridge.retained.discovery import DEVICES_AT_ONCE
 from bridge.retained.topics import STATES_AT_ONCE
+from bridge.store import database as store
 from bridge.store.database import MIGRATIONS, Store
-from bridge.store.database import database as store
 from bridge.system.clock import BELIEVED_S, Clock
 
 DAY = 86400.0

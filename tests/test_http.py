@@ -24,8 +24,8 @@ from bridge import __version__
 from bridge.config.settings import Settings
 from bridge.contract.payloads import KINDS, BridgeEvent, Result, SmsIn
 from bridge.features.batch import Batch, Run
-from bridge.http.listener import listener as http
-from bridge.http.listener import metrics, status
+from bridge.http import listener as http
+from bridge.http import metrics, status
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
 from bridge.store.database import OutboxRow
@@ -396,7 +396,7 @@ async def test_a_worker_that_is_killed_comes_back_with_its_listener(tmp_path: Pa
 
 
 def test_nobody_imports_the_listener_who_does_without() -> None:
-    code = "import sys, bridge.process.worker; print([name for name in ('aiohttp', 'prometheus_client') if name in sys.modules])"
+    code = "import sys, bridge.process.worker; print({'aiohttp', 'prometheus_client'} & set(sys.modules) or [])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

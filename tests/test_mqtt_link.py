@@ -17,8 +17,8 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from bridge.mqtt import link as mqtt
 from bridge.mqtt.link import BATCH_BYTES, EARLY, WINDOW, Incoming, LinkConfig, MqttLink, Publication, UnsendableError
-from bridge.mqtt.link import link as mqtt
 from brokers import SERVER_NAME, Mosquitto, amqtt_broker, free_port, make_certificates
 
 pytestmark = pytest.mark.broker("binary")

@@ -12,7 +12,7 @@ import pytest
 
 from bridge.app.bridge import Bridge, PortUnusable
 from bridge.config.settings import BrokerUrl, Settings
-from bridge.http.listener import listener as http
+from bridge.http import listener as http
 from bridge.mqtt.link import Incoming
 from bridge.process import embedded_broker as module
 from bridge.process import worker as service

@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
+from bridge.app import bridge as app
 from bridge.app.bridge import Bridge
-from bridge.app.bridge import bridge as app
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.contract import payloads
 from bridge.contract.commands import BRIDGE_COMMANDS, LINE_COMMANDS, CommandError, parse
@@ -20,7 +20,7 @@ from bridge.contract.payloads import KINDS, STATES
 from bridge.goip import events
 from bridge.mqtt.link import Incoming
 from bridge.retained import topics as board
-from bridge.schema.generator import generator as schema
+from bridge.schema import generator as schema
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
 from bridge.store.database import Store

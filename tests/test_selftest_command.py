@@ -20,8 +20,8 @@ from unittest import mock
 import pytest
 import yaml
 
+from bridge.app import bridge as app
 from bridge.app.bridge import Bridge
-from bridge.app.bridge import bridge as app
 from bridge.config import settings as configuration
 from bridge.goip.timing import Timing
 from bridge.sim.options import LineOptions

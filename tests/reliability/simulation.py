@@ -26,8 +26,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from bridge.app import bridge as app
 from bridge.app.bridge import Bridge
-from bridge.app.bridge import bridge as app
 from bridge.config.settings import BrokerUrl, Settings
 from bridge.features import batch
 from bridge.goip.events import Address
