@@ -26,6 +26,7 @@ from bridge.contract.payloads import KINDS, BridgeEvent, Result, SmsIn
 from bridge.features.batch import Batch, Run
 from bridge.http import listener as http
 from bridge.http import metrics, status
+from bridge.retained.recent import FACTS, MINUTES, Recent
 from bridge.sim.options import LineOptions
 from bridge.sim.run import SimOptions, Simulator
 from bridge.store.database import OutboxRow
@@ -719,7 +720,7 @@ async def test_a_stream_that_does_not_read_is_closed_and_costs_no_memory(
     """In this process: with facts by the ten thousand, and less patience."""
     monkeypatch.setattr(http, "ANSWER_S", 0.5)
     monkeypatch.setattr(http, "POLL_S", 0.001)
-    recent = status.Recent()
+    recent = Recent()
     listener = http.HttpListener(_Standing(), recent, socket.create_server(("127.0.0.1", 0)))  # type: ignore[arg-type]
     await listener.start()
     try:
@@ -734,7 +735,7 @@ async def test_a_stream_that_does_not_read_is_closed_and_costs_no_memory(
             return recent.count > 200 and not listener._streams
 
         await until(told)
-        assert len(recent.facts()) == status.FACTS
+        assert len(recent.facts()) == FACTS
         slow.close()
     finally:
         await listener.close()
@@ -758,11 +759,11 @@ def _batch(n: int) -> Batch:
 
 
 def test_an_hour_of_traffic_is_kept_also_when_the_clock_is_set() -> None:
-    recent = status.Recent()
+    recent = Recent()
     for n in range(200):
         recent.take(_batch(n))
         recent.take(_batch(n))
-    assert len(recent._minutes) == status.MINUTES
+    assert len(recent._minutes) == MINUTES
     minutes = recent.minutes(199 * 60 + 59)
     assert [minute["received"] for minute in minutes] == [6] * 60
     assert [minute["received"] for minute in recent.minutes(230 * 60)] == [6] * 29 + [0] * 31
@@ -774,7 +775,7 @@ def test_an_hour_of_traffic_is_kept_also_when_the_clock_is_set() -> None:
 
 
 def test_the_last_hundred_facts_are_kept() -> None:
-    recent = status.Recent()
+    recent = Recent()
     assert recent.facts() == []
     for n in range(250):
         recent.take(_batch(n))

@@ -80,6 +80,7 @@ async def test_a_listener_that_cannot_begin_leaves_nothing_open(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     bridge = make(store, http={"listen": f"127.0.0.1:{port}"})
+    bridge.make_listener = http.HttpListener
     with pytest.raises(IsADirectoryError):
         await bridge.run(asyncio.Event(), NOBODY)
     bind_again(bridge, port)

@@ -20,7 +20,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -46,10 +46,10 @@ from ..goip.server import NOT_AUTHENTICATED, LineConfig, LineMemory, SmsServer
 from ..goip.session import Recipient
 from ..goip.timing import Timing
 from ..homeassistant.documents import Hardware
-from ..http.status import Recent
 from ..mqtt.link import REFUSED, TWIN_ADVICE, Incoming, LinkConfig, MqttLink, Publication
 from ..mqtt.publisher import NO_SUBSCRIBER, PACKET_TOO_LARGE, Item, Publisher
 from ..retained.discovery import APART_S, Discovery
+from ..retained.recent import Recent
 from ..retained.topics import Board
 from ..store.database import OutboxRow, SmsRow, Store, StoreError
 from ..system import holders
@@ -120,6 +120,16 @@ DRAIN_S = 5.0
 "Of these, for gateways to tell what became of the SMS they have: one takes 2 to 5 s (docs/protocol.md §4.2)."
 HAND_OVER_S = 5.0
 "And for the broker to acknowledge what is ready."
+
+
+class Listener(Protocol):
+    """What shows the bridge to people and to Prometheus. It is told nothing: it looks."""
+
+    async def start(self) -> None:
+        """Begin to serve."""
+
+    async def close(self) -> None:
+        """End every connection."""
 
 
 class Bridge:
@@ -198,6 +208,8 @@ class Bridge:
         self._going_on = False
         "The gateways were asked about what was under way before the restart; until then nothing new is sent."
         self.can_restart = False
+        self.make_listener: MakeListener | None = None
+        "Makes the HTTP listener, where `http.listen` asks for one."
         "Something starts the process again when it ends."
         self.restart_asked = False
         "The process is to be started again."
@@ -338,10 +350,8 @@ class Bridge:
         self._publish_bridge()
         self._work_soon(*self._every_minute)  # also where no run lasts for a minute
         self.pump()
-        if web is not None and self.recent is not None:
-            from ..http.listener import HttpListener  # here: it is large, and most do without
-
-            http = HttpListener(self, self.recent, web)
+        if web is not None and self.recent is not None and self.make_listener is not None:
+            http = self.make_listener(self, self.recent, web)
             opened.push_async_callback(http.close)
             await http.start()
             self.http_address = web.getsockname()[:2]
@@ -1782,6 +1792,10 @@ class Bridge:
 
     def _client_id(self) -> str:
         return self.settings.mqtt.client_id or f"goip-bridge-{self.instance}"
+
+
+MakeListener = Callable[[Bridge, Recent, socket.socket], Listener]
+"With the socket that is bound."
 
 
 class PortUnusable(Exception):  # noqa: N818 - told to the user, not caught to go on

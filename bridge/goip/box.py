@@ -9,13 +9,10 @@ be wrong: sessions that nobody ended are forgotten after 90 s, and several boxes
 import math
 from dataclasses import dataclass
 from heapq import nsmallest
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
-from .session import BulkSession
+from .session import BulkSession, Session
 from .timing import Timing
-
-if TYPE_CHECKING:
-    from .line import Line
 
 MOST_NUMBERS = 10
 "Numbers in one session: the box remembers the outcome of the last ten (§4.2)."
@@ -49,7 +46,23 @@ class _Open:
     "How long the line had waited: should it be refused, it goes on with that."
 
 
-class Box:
+class Sender(Protocol):
+    """A line, as far as its box has to know it."""
+
+    session: Session | None
+
+    @property
+    def ready(self) -> bool:
+        """It would begin a session at once."""
+
+    def shorten(self, most: int, now: float) -> None:
+        """Have a session end after this many numbers more."""
+
+
+L = TypeVar("L", bound=Sender)
+
+
+class Box(Generic[L]):
     """What is known of one box. `SmsServer` has one for each `gateway` of the configuration, or for each host."""
 
     def __init__(self, timing: Timing) -> None:
@@ -58,10 +71,10 @@ class Box:
         self.scheduled: float | None = None
         "The server's: when its deadline heap will look at this box."
         self._timing = timing
-        self._open: dict[Line, _Open] = {}
+        self._open: dict[L, _Open] = {}
         self._taken = 0
         "How many of them the box has opened."
-        self._waits: dict[Line, _Wait] = {}
+        self._waits: dict[L, _Wait] = {}
         self._retry_at = -math.inf
         "When one session more than `limit` may be tried."
         self._timer: float | None = None
@@ -71,7 +84,7 @@ class Box:
         """Nobody has a session, or waits for one."""
         return not self._open and not self._waits
 
-    def turn(self, line: "Line", priority: int, now: float) -> int:
+    def turn(self, line: L, priority: int, now: float) -> int:
         """How many numbers a session of this line may have now; 0 where it has to wait for its turn."""
         if self.limit == math.inf:
             return MOST_NUMBERS
@@ -86,25 +99,25 @@ class Box:
             self._make_room(priority, now)
         return 0
 
-    def next(self, now: float) -> "list[Line]":
+    def next(self, now: float) -> list[L]:
         """Those whose turn it is."""
         if not self._waits or not (room := self._room(now)):
             return []
         ready = [line for line in self._waits if line.ready]
         return nsmallest(room, ready, key=lambda line: self._order(self._waits[line], now))
 
-    def leave(self, line: "Line") -> None:
+    def leave(self, line: L) -> None:
         """The line has nothing to send."""
         self._waits.pop(line, None)
 
-    def begun(self, line: "Line", now: float) -> None:
+    def begun(self, line: L, now: float) -> None:
         """MSG is about to leave."""
         if len(self._open) >= self.limit:
             self._retry_at = now + self._timing.full
             self._timer = self._retry_at if len(self._waits) > 1 else None
         self._open[line] = _Open(wait=self._waits.pop(line, None))
 
-    def taken(self, line: "Line", now: float) -> None:
+    def taken(self, line: L, now: float) -> None:
         """The box has opened the session."""
         entry = self._open[line]
         if entry.taken:
@@ -115,11 +128,11 @@ class Box:
             self.limit = self._taken
             self._retry_at = now  # perhaps it takes still more
 
-    def ended(self, line: "Line") -> None:
+    def ended(self, line: L) -> None:
         """The session is over."""
         self._taken -= self._open.pop(line).taken
 
-    def refused(self, line: "Line", priority: int, now: float) -> None:
+    def refused(self, line: L, priority: int, now: float) -> None:
         """The box takes no more: it has as many as it likes. The line goes on waiting."""
         wait = self._open[line].wait or _Wait(priority, now)
         self.ended(line)
@@ -153,7 +166,7 @@ class Box:
         any_may = not self._open and any(now >= wait.refused_at + self._timing.full for wait in self._waits.values())
         return 1 if any_may or now >= self._retry_at else 0
 
-    def _is_next(self, line: "Line", now: float) -> bool:
+    def _is_next(self, line: L, now: float) -> bool:
         room, order = self._room(now), self._order(self._waits[line], now)
         for other, wait in self._waits.items():
             if room <= 0:

@@ -40,8 +40,8 @@ class Output(Protocol):
     def linger(self, sendid: int, outcomes: Outcomes, now: float) -> None: ...
     def schedule(self, line: "Line") -> None: ...
     def listened(self, since: float, now: float) -> float: ...
-    def box_of(self, line: "Line") -> Box: ...
-    def call_next(self, box: Box, now: float) -> None: ...
+    def box_of(self, line: "Line") -> "Box[Line]": ...
+    def call_next(self, box: "Box[Line]", now: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Line:
     "Outgoing minutes left; -1 is unlimited."
     gateway: str | None = None
     "The box, where the configuration names it."
-    box: Box | None = None
+    box: "Box[Line] | None" = None
     "Where its session counts, or its last one, or where it waits for one."
     session: Session | None = None
     tester: "Line | None" = None
@@ -240,7 +240,7 @@ class Line:
             self._after_session(now)
             self.out.schedule(self)
 
-    def _move_to_box(self) -> Box:
+    def _move_to_box(self) -> "Box[Line]":
         box = self.out.box_of(self)
         if self.box is not None and self.box is not box:
             self.box.leave(self)

@@ -121,8 +121,8 @@ class SmsServer:
         self._by_name: dict[str, _Registered] = {}
         self._answers: dict[int, Line] = {}
         self._ended: dict[int, _Ended] = {}
-        self._boxes: dict[tuple[str, str], Box] = {}
-        self._heap: list[tuple[float, int, Line | Box]] = []
+        self._boxes: dict[tuple[str, str], Box[Line]] = {}
+        self._heap: list[tuple[float, int, Line | Box[Line]]] = []
         self._heap_order = 0
         self.configure(lines, now)
 
@@ -367,7 +367,7 @@ class SmsServer:
         if registered := self._by_name.get(outcomes.line):
             self._answers[sendid] = registered.line
 
-    def box_of(self, line: Line) -> Box:
+    def box_of(self, line: Line) -> Box[Line]:
         """The box of a line that has an address."""
         assert line.address is not None
         key = ("gateway", line.gateway) if line.gateway is not None else ("host", line.address[0])
@@ -378,7 +378,7 @@ class SmsServer:
             box = self._boxes[key] = Box(self.timing)
         return box
 
-    def call_next(self, box: Box, now: float) -> None:
+    def call_next(self, box: Box[Line], now: float) -> None:
         """Tell those whose turn it is."""
         self.events.extend(events.LineReady(line.name) for line in box.next(now))
         self.schedule(box)
@@ -499,7 +499,7 @@ class SmsServer:
 
     # -- timers
 
-    def schedule(self, line: Line | Box) -> None:
+    def schedule(self, line: Line | Box[Line]) -> None:
         """See to it that `handle_timer` looks at the line, or the box, when it wants to be looked at."""
         deadline = line.deadline()
         if deadline is None or (line.scheduled is not None and line.scheduled <= deadline):

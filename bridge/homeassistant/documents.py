@@ -9,18 +9,15 @@ https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 import orjson
 
 from .. import __version__
 from ..contract import payloads
 from ..contract.topics import Topics
-
-if TYPE_CHECKING:
-    from ..config.settings import LineSettings, Settings
 
 ORIGIN = "goip-mqtt-bridge"
 FIXED = ("platform", "unique_id")
@@ -30,6 +27,52 @@ MAX_NOTIFY = 100
 "Groups and contacts that get a `notify` entity, on every line: an address book of thousands is for `to`."
 
 Component = dict[str, Any]
+
+
+class LineInventory(Protocol):
+    """What Home Assistant shows of a line's configuration."""
+
+    @property
+    def name(self) -> str | None:
+        """For people."""
+
+    @property
+    def gateway(self) -> str | None:
+        """The box that it belongs to."""
+
+
+class Overrides(Protocol):
+    """How the configuration changes what is shown."""
+
+    @property
+    def overrides(self) -> Mapping[str, Mapping[str, Any] | None]:
+        """By component: keys and values; None takes the component away."""
+
+
+class Inventory(Protocol):
+    """What there is to be shown: the configuration, as far as it is known here."""
+
+    @property
+    def instance(self) -> str | None:
+        """The name of the bridge, where it has one."""
+
+    @property
+    def lines(self) -> Mapping[str, LineInventory]:
+        """By id."""
+
+    @property
+    def contacts(self) -> Mapping[str, str]:
+        """Numbers by name."""
+
+    @property
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Contacts by the group's name."""
+
+    @property
+    def homeassistant(self) -> Overrides:
+        """What was configured for Home Assistant alone."""
+
+
 Components = dict[str, Component]
 
 _STATE, _STATS, _LAST = "state", "stats", "sms/last"
@@ -47,7 +90,7 @@ _MEASURED = {"state_class": "measurement"}
 _COUNTED = {"state_class": "total_increasing", "unit_of_measurement": "SMS"}
 
 
-def object_ids(instance: str, settings: "Settings") -> list[tuple[str, tuple[str, str]]]:
+def object_ids(instance: str, settings: Inventory) -> list[tuple[str, tuple[str, str]]]:
     """The object id of every device, and what it stands for: (`line`, id), (`gateway`, name) or (`bridge`, "")."""
     gateways = dict.fromkeys(line.gateway for line in settings.lines.values() if line.gateway is not None)
     return [
@@ -66,7 +109,7 @@ class Hardware(NamedTuple):
 
 
 def documents(
-    instance: str, settings: "Settings", topics: Topics, hardware: Mapping[str, Hardware] = MappingProxyType({})
+    instance: str, settings: Inventory, topics: Topics, hardware: Mapping[str, Hardware] = MappingProxyType({})
 ) -> dict[str, bytes]:
     """The configuration payload of every device by its object id: the bridge first, then gateways, then lines."""
     make = maker(instance, settings, topics, hardware)
@@ -74,7 +117,7 @@ def documents(
 
 
 def maker(
-    instance: str, settings: "Settings", topics: Topics, hardware: Mapping[str, Hardware]
+    instance: str, settings: Inventory, topics: Topics, hardware: Mapping[str, Hardware]
 ) -> Callable[[str, str], bytes]:
     """Makes the configuration payload of one device, by what it stands for; `hardware` by line may change meanwhile."""
     devices = _Devices(instance, settings, topics, hardware)
@@ -117,7 +160,7 @@ def notify_keys(names: Iterable[str]) -> dict[str, str]:
     return keys
 
 
-def override_faults(settings: "Settings") -> Iterator[tuple[str, str]]:
+def override_faults(settings: Inventory) -> Iterator[tuple[str, str]]:
     """Overrides that name no component, or what can't be changed: the key, and what is wrong with it."""
     notify = set(notify_keys([*settings.contacts, *settings.groups]).values())
     fixed_keys = {*_LINE_KEYS, *_GATEWAY_KEYS, *_BRIDGE_KEYS}
@@ -148,7 +191,7 @@ def _is_json(value: object) -> bool:
 class _Devices:
     """Makes the documents of one configuration."""
 
-    def __init__(self, instance: str, settings: "Settings", topics: Topics, hardware: Mapping[str, Hardware]) -> None:
+    def __init__(self, instance: str, settings: Inventory, topics: Topics, hardware: Mapping[str, Hardware]) -> None:
         self._instance = instance
         self._hardware = hardware
         self._settings = settings
@@ -183,7 +226,7 @@ class _Devices:
         )
         return document | {"availability": [self._bridge_availability]}
 
-    def _line(self, line: str, settings: "LineSettings") -> dict[str, Any]:
+    def _line(self, line: str, settings: LineInventory) -> dict[str, Any]:
         via = self._bridge_id if settings.gateway is None else _gateway_id(self._instance, settings.gateway)
         device = {"name": settings.name or line, "manufacturer": "DBL", "model": "GoIP line", "via_device": via}
         known = self._hardware.get(line, Hardware(None, None))

@@ -28,6 +28,7 @@ from ..contract.commands import Code
 from ..contract.numbers import mask
 from ..contract.payloads import stamped
 from ..mqtt.link import Incoming
+from ..retained.recent import Recent, public_fact
 from . import metrics, status
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpListener:
     """Serves one bridge on a socket that is bound already."""
 
-    def __init__(self, bridge: Bridge, recent: status.Recent, sock: socket.socket) -> None:
+    def __init__(self, bridge: Bridge, recent: Recent, sock: socket.socket) -> None:
         self._bridge = bridge
         self._recent = recent
         self._hosts = bridge.settings.http.hosts
@@ -218,7 +219,7 @@ class HttpListener:
         pending, due = b": the bridge\n\n", 0.0
         while request.transport is not None:  # until the client is gone
             for row in recent.facts(told):
-                fact = status.public_fact(base, row.topic, row.schema, row.body)
+                fact = public_fact(base, row.topic, row.schema, row.body)
                 pending += b"id: %b\nevent: fact\ndata: %b\n\n" % (orjson.loads(fact)["id"].encode(), fact)
             told = recent.count
             if not pending and loop.time() >= due:

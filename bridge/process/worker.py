@@ -5,12 +5,14 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable
 
-from ..app.bridge import Bridge, PortUnusable
+from ..app.bridge import Bridge, Listener, PortUnusable
 from ..config import settings as configuration
 from ..config.settings import BrokerUrl, ConfigError, Settings
 from ..http import status
+from ..retained.recent import Recent
 from ..store.database import Store, StoreError, StoreUnusable
 from ..system.terminal import ControllingTerminal, say
 from ..system.udp import UdpSocket
@@ -91,6 +93,7 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         look_at_terminal()
         bridge.can_restart = keeper.restarts
+        bridge.make_listener = _listener
         health = HealthSocket(socket_path(settings.store.path), lambda: status.healthy(bridge))
         health.start()
         try:
@@ -115,3 +118,9 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
         if store is not None:
             store.close()
     return 0
+
+
+def _listener(bridge: Bridge, recent: Recent, bound: socket.socket) -> Listener:
+    from ..http.listener import HttpListener  # here: it is large, and most do without
+
+    return HttpListener(bridge, recent, bound)
