@@ -259,7 +259,7 @@ def test_contract_has_every_topic_command_and_word() -> None:
 
 
 def warning_words() -> set[str]:
-    sources = ((ROOT / "bridge" / name).read_text() for name in ("commands.py", "intake.py"))
+    sources = ((ROOT / "bridge" / name).read_text() for name in ("contract/commands.py", "features/admission.py"))
     words = set(re.findall(r'warnings\.append\("(\w+)"\)', "".join(sources)))
     assert "line_offline" in words
     return words
