@@ -514,13 +514,6 @@ class LineSettings(_Section):
     def _secret(cls, data: Any) -> Any:
         return _read_secret(data)
 
-    def allows(self, address: str) -> bool:
-        """Whether a datagram from this IP address may speak for the line."""
-        source = ip_address(address)
-        if isinstance(source, IPv6Address) and source.ipv4_mapped is not None:
-            source = source.ipv4_mapped  # IPv4 heard on an IPv6 socket
-        return not self.allow_from or any(source in network for network in self.allow_from)
-
 
 class PoolSettings(_Section):
     """Lines that share the work of `goip/pool/<name>/cmd/…`."""
@@ -687,10 +680,6 @@ class Settings(_Section, BaseSettings):
                 )
         for key, fault in homeassistant.override_faults(self):
             yield ("homeassistant", "overrides", key), fault
-
-    def lines_by_goip_id(self) -> dict[str, str]:
-        """The line of each id that a gateway may register with."""
-        return {settings.goip_id or line: line for line, settings in self.lines.items()}
 
     def notes(self, environ: Mapping[str, str] = MappingProxyType({})) -> list[str]:
         """What is allowed but probably not meant, in them or in the environment they are from; one line each."""

@@ -69,10 +69,6 @@ class CommandError(Exception):
         self.code = code
         self.message = message
 
-    @property
-    def retryable(self) -> bool:
-        return retryable(self.code)
-
 
 # --- The types of fields -------------------------------------------------------------------------------------------
 
