@@ -106,14 +106,14 @@ async def test_a_command_that_makes_us_fail_is_answered_and_the_others_go_on(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridge = make(store)
-    take = bridge.intake.take
+    take = bridge.admission.take
 
     def fail(message: Incoming, batch: object) -> None:
         if message.payload == b"poison":
             raise ZeroDivisionError
         take(message, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bridge.intake, "take", fail)
+    monkeypatch.setattr(bridge.admission, "take", fail)
     bridge.received(
         [
             command("goip/l0/cmd/sms", b'{"id":"a","to":"1","text":"x"}'),
@@ -232,7 +232,7 @@ async def test_another_ones_question_is_answered_when_what_that_means_can_be_kep
     bridge.proved(time.monotonic())
     for _ in range(2):  # the question, and the claim
         bridge.published([(token, 0) for token in range(len(link.published))])
-    assert bridge.lease.role is Role.SERVING
+    assert bridge.election.role is Role.SERVING
     store._db.execute("PRAGMA query_only = ON")
     link.published.clear()
     question = json.dumps({"instance": "other", "started_at": "2026-01-01T00:00:00Z", "serving_since": None}).encode()
@@ -247,7 +247,7 @@ async def test_another_ones_question_is_answered_when_what_that_means_can_be_kep
     bridge._second()
     bridge.proved(time.monotonic())
     assert "goip/bridge/info" in link.topics
-    assert store.get(SERVING_SINCE) == f"?{bridge.lease.since}"
+    assert store.get(SERVING_SINCE) == f"?{bridge.election.since}"
 
 
 class Link:
@@ -339,7 +339,7 @@ async def test_a_bridge_that_heard_of_the_other_before_it_could_ask_does_not_ask
     bridge.connected(session_present=False, version="5")
     info = b'{"instance":"other","started_at":"2020-01-01T00:00:00.000Z","serving_since":"2020-01-01T00:00:00.000Z"}'
     bridge.received([command("goip/bridge/info", info)])
-    assert bridge.lease.role is Role.STANDING_BY
+    assert bridge.election.role is Role.STANDING_BY
     bridge.proved(time.monotonic())
     bridge._second()
     assert not [publication.topic for publication in link.published if publication.retain]
@@ -372,7 +372,7 @@ async def test_however_many_commands_make_us_fail_each_is_answered(
         raise ZeroDivisionError
 
     store._db.execute("PRAGMA synchronous = OFF")  # each has a commit of its own
-    monkeypatch.setattr(bridge.intake, "take", fail)
+    monkeypatch.setattr(bridge.admission, "take", fail)
     monkeypatch.setattr(logging.getLogger("bridge.app.bridge"), "disabled", True)  # a traceback for each
     bridge.received([command("goip/l0/cmd/sms", b"", mid) for mid in range(1200)])
     await idle(bridge)
@@ -426,7 +426,7 @@ class Pausable:
 def pausable(store: Store) -> tuple[Bridge, Pausable]:
     bridge, link = make(store), Pausable()
     bridge.link = link  # type: ignore[assignment]
-    bridge.lease.proved(time.monotonic(), time.monotonic())
+    bridge.election.proved(time.monotonic(), time.monotonic())
     return bridge, link
 
 
@@ -491,7 +491,7 @@ async def test_while_the_store_cannot_be_written_commands_in_memory_are_bounded(
 
 async def test_while_it_is_asked_who_serves_reading_goes_on_and_commands_are_bounded(store: Store) -> None:
     bridge, link = pausable(store)
-    bridge.lease.ask(0.0, resumed=False)
+    bridge.election.ask(0.0, resumed=False)
     for _ in range(2 * MOST_COMMANDS // COMMANDS):
         bridge.received([command("goip/l0/cmd/sms", b"x", mid=0) for _ in range(COMMANDS)])
     assert link.paused == [], "the answer may be behind them"
@@ -506,7 +506,7 @@ async def test_commands_that_make_us_fail_are_bounded_and_all_answered(
     def fail(_message: Incoming, _batch: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(bridge.intake, "take", fail)
+    monkeypatch.setattr(bridge.admission, "take", fail)
     bridge.received([command("goip/l0/cmd/sms", b"poison", mid) for mid in range(1, COMMANDS + 3)])
     await idle(bridge)
     assert len(link.acknowledged) == COMMANDS + 2
@@ -612,15 +612,15 @@ async def test_who_serves_again_says_all_again_as_another_one_said_it_meanwhile(
     info = {"instance": "other", "started_at": earlier, "serving_since": earlier}
     for role in (Role.SERVING, Role.STANDING_BY):  # it answers what we say to its first word
         bridge.received([command("goip/bridge/info", json.dumps(info).encode())])
-        assert bridge.lease.role is role
+        assert bridge.election.role is role
         acknowledge()
     before = len(link.published)
     bridge.received([command("goip/bridge/availability", b"offline")])
     acknowledge()
-    bridge.lease._until = 0.0  # the time for an answer is over
+    bridge.election._until = 0.0  # the time for an answer is over
     bridge._serve_if_free()
     acknowledge()
-    assert bridge.lease.role is Role.SERVING
+    assert bridge.election.role is Role.SERVING
     bridge.subscribed({bridge.topics.filters()[0]: 1})
     acknowledge()
     assert retained(link.published[before:]) == ours

@@ -16,7 +16,7 @@ from bridge import __main__ as command_line
 from bridge.config.settings import Settings, load, load_with_origins
 from bridge.contract import causes, commands, payloads
 from bridge.contract.topics import Topics
-from bridge.features import admission as intake
+from bridge.features import admission
 from bridge.mqtt.link import TWIN_ADVICE
 from bridge.schema import generator as schema
 from bridge.store.database import MIGRATIONS
@@ -30,7 +30,7 @@ README, ARCHITECTURE, CONTRACT, CONTRIBUTING, RELIABILITY = (
 )
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "mosquitto/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-LATER = {model.path for model in intake._NOT_YET}
+LATER = {model.path for model in admission._NOT_YET}
 "Commands of the contract that this version answers with `not_supported`."
 
 

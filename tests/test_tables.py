@@ -104,7 +104,7 @@ async def test_a_number_that_was_not_committed_is_used_again(bridge: Bridge) -> 
 
 async def test_retained_commands_that_were_emptied_take_bounded_room(bridge: Bridge) -> None:
     await take(bridge, [ask(f"nobody{n}/cmd/sms", payload=b"x", retain=True) for n in range(MAX_EMPTIED + 500)])
-    assert len(bridge.intake._emptied) <= MAX_EMPTIED
+    assert len(bridge.admission._emptied) <= MAX_EMPTIED
 
 
 def test_a_limiter_remembers_a_bounded_number_of_keys() -> None:

@@ -29,7 +29,7 @@ from ..contract import commands, payloads
 from ..contract.commands import Code
 from ..contract.numbers import mask_all
 from ..contract.topics import Topics
-from ..features.admission import SELFTEST_BUSY, Answers, Intake, receiver_number
+from ..features.admission import SELFTEST_BUSY, Admission, Answers, receiver_number
 from ..features.batch import Batch, Order, Run
 from ..features.chores import PAUSE_S, PIECE_S, Chore, Deaths, Left
 from ..features.ledger import Ledger, address_text
@@ -55,7 +55,7 @@ from ..store.database import OutboxRow, SmsRow, Store, StoreError
 from ..system import holders
 from ..system.clock import Clock, SteadyTime
 from ..system.udp import UdpSocket, plain
-from .election import ANSWER_S, Authority, Lease, Role
+from .election import ANSWER_S, Authority, Election, Role
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ DROPS_DEBUGGED_PER_S = 20.0
 LOGGED_A_MINUTE = 60
 "Of what may happen again and again, such as refused commands: each once, and no more in all."
 SERVING_SINCE = "serving_since"
-"In the store: since when this bridge serves its base topic, as `bridge.app.election.Lease.kept` says it."
+"In the store: since when this bridge serves its base topic, as `bridge.app.election.Election.kept` says it."
 RIVAL = "rival"
 "In the store: the other bridge that was heard of last."
 STEADY = "steady"
@@ -166,7 +166,7 @@ class Bridge:
             self.instance, settings, self.topics, self.publisher, self.clock, announced, self._hardware
         )
         self.answers = Answers(store, self.topics, self.server)
-        self.intake = Intake(store, settings, self.topics, self.server, self.answers, self.board.summaries)
+        self.admission = Admission(store, settings, self.topics, self.server, self.answers, self.board.summaries)
         self.ledger = Ledger(store, settings, self.topics, self.answers, self.server, now)
         self.mqtt_version = settings.mqtt.version
         "For a broker that knows only one, whatever is configured."
@@ -238,11 +238,11 @@ class Bridge:
         self._own_topics = tuple(self.topics.bridge(name) for name in ("availability", "info", "health"))
         since = store.get(SERVING_SINCE)
         rival = store.get(RIVAL) or ""
-        self.lease = Lease(self.instance, payloads.timestamp(self.run_info.started), since, rival)
+        self.election = Election(self.instance, payloads.timestamp(self.run_info.started), since, rival)
         self._saved_role = since, rival
         self._waits_since: float | None = None
         "Connected, and not active yet: since when."
-        self._fenced = self.lease.yielded
+        self._fenced = self.election.yielded
         "Another bridge may be at work in our place: nothing new is sent."
         self._stall_drops = 0
         self._ticked = now
@@ -435,7 +435,7 @@ class Bridge:
         await self._hear_outcomes()
         self._save_lines(self.server.lines)
         self._empty_topics(math.inf)
-        if self.lease.role is Role.SERVING:
+        if self.election.role is Role.SERVING:
             self.publisher.say_goodbye()
         self.publisher.drain(self.clock.monotonic())
         with contextlib.suppress(TimeoutError):
@@ -445,7 +445,7 @@ class Bridge:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._handed_over.wait(), min(HAND_OVER_S, end - loop.time() - 1.0))
                 # Whoever did not hear our farewell shall hear the last will.
-                standing_by = self.lease.role is Role.STANDING_BY
+                standing_by = self.election.role is Role.STANDING_BY
                 await self.link.disconnect(clean=self.publisher.said_goodbye or standing_by)
         self._empty_topics(math.inf)
         if self._stalled:
@@ -698,7 +698,7 @@ class Bridge:
         count, size = self._load()
         full = count >= BACKLOG or size >= BACKLOG_BYTES
         empty = count <= BACKLOG // 2 and size <= BACKLOG_BYTES // 2
-        takes = self.lease.authority(self.clock.monotonic()) is Authority.TAKE
+        takes = self.election.authority(self.clock.monotonic()) is Authority.TAKE
         pause = takes and (full or (self._paused and not empty))
         if pause != self._paused and self.link is not None:
             log.debug("reading from the broker %s, with %d commands", "pauses" if pause else "goes on", count)
@@ -721,9 +721,9 @@ class Bridge:
             self._heard_of_others(message)
         elif message.topic != availability:
             if not message.retain:
-                self.lease.heard_of_other(self.clock.monotonic())
+                self.election.heard_of_other(self.clock.monotonic())
         elif message.payload == b"offline" and not self._stopping:
-            if self.lease.role is not Role.STANDING_BY:
+            if self.election.role is not Role.STANDING_BY:
                 self.publisher.say_online_again()
             else:
                 self._ask(resumed=False)
@@ -731,11 +731,11 @@ class Bridge:
     def _heard_of_others(self, message: Incoming) -> None:
         if self._stopping:
             return  # no command is taken any more: whoever asks may serve
-        before = self.lease.role
-        if self.lease.hear(message.payload, self.clock.monotonic(), retain=message.retain):
+        before = self.election.role
+        if self.election.hear(message.payload, self.clock.monotonic(), retain=message.retain):
             self._say_again()
             self._tell_rival("That one is on standby as long as this one is active")
-        elif self.lease.role is not before:
+        elif self.election.role is not before:
             self._stand_by()
 
     def _say_again(self) -> None:
@@ -748,14 +748,14 @@ class Bridge:
     def _ask(self, *, resumed: bool) -> None:
         """Whether another bridge serves our base topic."""
         self._waits_since = self.clock.monotonic()
-        self.lease.ask(self.clock.monotonic(), resumed=resumed)
+        self.election.ask(self.clock.monotonic(), resumed=resumed)
         self._doubt_a_broker_that_forgets()
         self._question()
 
     def _doubt_a_broker_that_forgets(self) -> None:
         """One that retains nothing can't tell of another bridge."""
         if self.link is not None and not self.link.retains:
-            self.lease.doubt()
+            self.election.doubt()
 
     def _question(self) -> None:
         """Until it is answered no command is taken, and of the retained topics only the one that says who we are says
@@ -773,18 +773,18 @@ class Bridge:
 
     def _serve_if_free(self) -> None:
         """Begin to serve, once nobody else claims to."""
-        lease, now = self.lease, self.clock.monotonic()
+        election, now = self.election, self.clock.monotonic()
         if self._stopping or self.link is None or not self.link.connected:
             return  # there is nobody to ask
         if self._looking:
             self.link.probe()
             return
-        lease.settle(now)
-        if lease.is_to_ask(now):
+        election.settle(now)
+        if election.is_to_ask(now):
             self._ask(resumed=False)
-        if lease.awaits_broker and not self.publisher.waits(self._own_topics[1]):
+        if election.awaits_broker and not self.publisher.waits(self._own_topics[1]):
             self._said(now)
-        if lease.look(now, payloads.timestamp(self.clock.time())):
+        if election.look(now, payloads.timestamp(self.clock.time())):
             self._save_role()
             self._publish_bridge()  # the claim: nothing else is said or done before the broker has it
             self._drain(now)
@@ -793,7 +793,7 @@ class Bridge:
 
     def _said(self, now: float) -> None:
         """The broker has what we said last on `bridge/info`."""
-        begins = self.lease.acknowledged(now)
+        begins = self.election.acknowledged(now)
         if not self._listening and self.link is not None:
             self._listening = True
             self.link.listen(on=True)  # not earlier: what was published before the question is the other one's
@@ -803,9 +803,9 @@ class Bridge:
             level = logging.WARNING if self._fenced else logging.INFO
             log.log(level, "this bridge serves %s now", self.topics.base)
         self._waits_since = None
-        self.lease.vouch(now)
+        self.election.vouch(now)
         self._save_role()
-        if self._fenced or self.lease.may_have_missed:
+        if self._fenced or self.election.may_have_missed:
             # The other one served, and said its own on the same topics, but for this one: the broker has the claim.
             self.publisher.say_all_again(but=self._own_topics[1])
         self._fenced = False
@@ -819,7 +819,7 @@ class Bridge:
             return
         if self._looking:
             why = "the broker has not said yet what other bridges published there"
-        elif self.lease.awaits_broker:
+        elif self.election.awaits_broker:
             why = f"the broker has not acknowledged {self._own_topics[1]} yet"
         else:
             why = f"another bridge was there before, and has {ANSWER_S:.0f} s to answer"
@@ -842,10 +842,10 @@ class Bridge:
         self.pump()
 
     def _tell_rival(self, what: str) -> None:
-        count = self._limiter.admit(("rival", self.lease.rival), self.clock.monotonic())
+        count = self._limiter.admit(("rival", self.election.rival), self.clock.monotonic())
         if count is not None:
             text = (
-                f"Another bridge, with instance {self.lease.rival!r}, uses the same base topic. {what}. Stop one of "
+                f"Another bridge, with instance {self.election.rival!r}, uses the same base topic. {what}. Stop one of "
                 "them, or give each its own base_topic:."
             )
             log.error("%s", text)
@@ -853,8 +853,8 @@ class Bridge:
 
     def _tell_dropped(self) -> None:
         """Those that were published while nobody served are lost, and nobody can tell which these are."""
-        if self._dropped and self.lease.role is not Role.ASKING:
-            named = f", with instance {self.lease.rival!r}," if self.lease.rival else ""  # a restart forgets it
+        if self._dropped and self.election.role is not Role.ASKING:
+            named = f", with instance {self.election.rival!r}," if self.election.rival else ""  # a restart forgets it
             message = (
                 f"{self._dropped} commands waited here while another bridge{named} was active. It has carried them "
                 "out, but for those that came while none of the two was active: repeat what had no result, with the "
@@ -864,7 +864,7 @@ class Bridge:
             self._notices.append({"event_type": "takeover", "message": message})
 
     def _save_role(self) -> None:
-        since, rival = role = self.lease.kept, self.lease.rival
+        since, rival = role = self.election.kept, self.election.rival
         if self._stalled or since is None or role == self._saved_role:
             return
 
@@ -886,7 +886,7 @@ class Bridge:
                 "out here",
                 len(dropped),
             )
-            self._dropped += len(dropped) if self.lease.may_have_missed else 0
+            self._dropped += len(dropped) if self.election.may_have_missed else 0
         self._forget_backlog()
 
     def _forget_backlog(self) -> None:
@@ -927,7 +927,7 @@ class Bridge:
         """Whether it is ours to carry out, as far as is known now; if not, sees to it that it will be known."""
         if message.is_local:
             return True
-        match self.lease.authority(self.clock.monotonic()):
+        match self.election.authority(self.clock.monotonic()):
             case Authority.TAKE:
                 return True
             case Authority.PROBE:
@@ -947,7 +947,7 @@ class Bridge:
 
     def proved(self, sent_at: float) -> None:
         """The broker answered what was sent then: commands may have waited for that."""
-        self.lease.proved(sent_at, self.clock.monotonic())
+        self.election.proved(sent_at, self.clock.monotonic())
         if self._looking:
             self._question()
         if self._backlog and not self._taking:
@@ -958,7 +958,7 @@ class Bridge:
         now = self.clock.monotonic()
         self._tell_refused(self.publisher.acknowledged(acks, now), now)
         self._drain(now)
-        if self.lease.awaits_broker:
+        if self.election.awaits_broker:
             self._serve_if_free()
         if self._handed_over is not None and self.publisher.idle:
             self._handed_over.set()
@@ -974,7 +974,7 @@ class Bridge:
         self.publisher.connected()
         self.publisher.say_only(())
         self._waits_since = self.clock.monotonic()
-        self.lease.ask(self._waits_since, resumed=session_present)
+        self.election.ask(self._waits_since, resumed=session_present)
         self._doubt_a_broker_that_forgets()
         self._looking = True
         if self.link is not None:
@@ -1069,7 +1069,7 @@ class Bridge:
                 for place, message in enumerate(self._inbox[:upto]):
                     self._take(message, batch, place)
                 for message in self._poison:
-                    self.intake.give_up(message, batch)
+                    self.admission.give_up(message, batch)
                 for notice in self._notices:
                     batch.fact(self.topics.bridge("event"), payloads.BridgeEvent, **notice)
                 if also is not None:
@@ -1097,7 +1097,7 @@ class Bridge:
     def _take(self, message: Incoming, batch: Batch, place: int) -> None:
         """A fault of ours must not become a command that comes again and again: it is answered, the rest goes on."""
         try:
-            self.intake.take(message, batch)
+            self.admission.take(message, batch)
         except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError) as error:
             raise _PoisonError(place) from error  # it asks for a row that can't be
         except sqlite3.Error:
@@ -1605,7 +1605,7 @@ class Bridge:
         before = set(self.settings.lines)
         gone = before - set(settings.lines)
         self.settings = settings
-        self.ledger.settings = self.intake.settings = self.board.settings = self.settings
+        self.ledger.settings = self.admission.settings = self.board.settings = self.settings
         self.server.timing = _timing(self.settings)
         self.server.configure(_line_configs(self.settings), self.clock.monotonic())
         self._remember_lines(set(settings.lines) - before, self.run_info.since)
@@ -1621,7 +1621,7 @@ class Bridge:
         self.publisher.retry_parked()
         if self.link is not None:
             self.link.subscribe_again()
-        if self.link is not None and self.link.connected and self.lease.say_again():
+        if self.link is not None and self.link.connected and self.election.say_again():
             self._say_again()
         self._publish_bridge()
         self._feed_all()
@@ -1678,7 +1678,7 @@ class Bridge:
 
     def _publish_bridge(self) -> None:
         """The bridge's own retained topics."""
-        self.board.publish_info(self._mqtt, self.lease.serving_since, self.lease.served_since)
+        self.board.publish_info(self._mqtt, self.election.serving_since, self.election.served_since)
         self._publish_health()
         self.board.publish_lines()
         self.board.publish_stats()

@@ -46,7 +46,7 @@ class Authority(enum.Enum):
     DROP = "it is for another bridge, which may have carried it out"
 
 
-class Lease:
+class Election:
     """One bridge's part. `now` is monotonic seconds."""
 
     def __init__(self, instance: str, started_at: str, since: str | None, rival: str = "") -> None:

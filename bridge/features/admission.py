@@ -1,7 +1,8 @@
 """Commands from MQTT: accepted into the store or refused, and answered.
 
-`Intake.take` runs inside the transaction of its batch: the PUBACK of a command leaves after the commit, so a command is
-either in the store or comes again. What a gateway has to do for it is an `Order`, carried out after the commit as well.
+`Admission.take` runs inside the transaction of its batch: the PUBACK of a command leaves after the commit, so a command
+is either in the store or comes again. What a gateway has to do for it is an `Order`, carried out after the commit as
+well.
 """
 
 import logging
@@ -180,7 +181,7 @@ class Answers:
         return path in commands.LINE_COMMANDS and self._server.line(command.target) is not None
 
 
-class Intake:
+class Admission:
     """Decides on every command."""
 
     def __init__(

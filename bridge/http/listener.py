@@ -260,9 +260,9 @@ class HttpListener:
             return _problem(409, "a command with this id waits for its result", "busy")
         if self._bridge.stopping:
             return _problem(503, "the bridge stops", "shutting_down")
-        if self._bridge.lease.role is Role.STANDING_BY:
+        if self._bridge.election.role is Role.STANDING_BY:
             return _problem(
-                503, f"another bridge, {self._bridge.lease.rival!r}, is active; this one is on standby", "busy"
+                503, f"another bridge, {self._bridge.election.rival!r}, is active; this one is on standby", "busy"
             )
         if len(self._recent.awaited) >= MAX_SENDING:
             return _problem(503, f"{MAX_SENDING} commands wait already", "busy")

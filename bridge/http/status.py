@@ -40,7 +40,7 @@ def alive(bridge: "Bridge") -> dict[str, Check]:
 def healthy(bridge: "Bridge") -> dict[str, Check]:
     """Whether all is well with this bridge: alive and ready, or standing by for another one."""
     checks = ready(bridge) | alive(bridge)
-    role, rival = bridge.lease.role, bridge.lease.rival
+    role, rival = bridge.election.role, bridge.election.rival
     if role is Role.STANDING_BY or (role is Role.ASKING and bridge.fenced):
         other = f"another bridge, {rival!r}," if rival else "another bridge"  # a restart forgets which
         checks["serving"] = {"ok": True, "reason": f"on standby while {other} is active"}
@@ -75,11 +75,11 @@ def ready(bridge: "Bridge") -> dict[str, Check]:
     checks["mqtt"] = _broker(bridge)
     if bridge.stopping:
         checks["running"] = {"ok": False, "reason": "the bridge stops"}
-    if bridge.lease.role is Role.ASKING:
+    if bridge.election.role is Role.ASKING:
         reason = f"it is being asked whether another bridge is active on {bridge.topics.base}"
         checks["serving"] = {"ok": False, "reason": reason}
-    elif bridge.lease.role is Role.STANDING_BY:
-        reason = f"another bridge, {bridge.lease.rival!r}, is active on {bridge.topics.base}; this one is on standby"
+    elif bridge.election.role is Role.STANDING_BY:
+        reason = f"another bridge, {bridge.election.rival!r}, is active on {bridge.topics.base}; this one is on standby"
         checks["serving"] = {"ok": False, "reason": reason}
     return checks
 
@@ -100,7 +100,7 @@ def _broker(bridge: "Bridge") -> Check:
             f"the broker refused the subscription to {filter_} ({bridge.deaf:#x}), so no command is heard: allow it"
         )
         return {"ok": False, "reason": f"{reason} in its ACL; it is tried again"}
-    if bridge.lease.role is Role.SERVING and not bridge.publisher.said_online:
+    if bridge.election.role is Role.SERVING and not bridge.publisher.said_online:
         return {"ok": False, "reason": "connected, and the broker has not acknowledged `online` yet"}
     return {"ok": True, "reason": f"connected, MQTT {link.version}"}
 

@@ -230,7 +230,7 @@ def payload_input(data: bytes) -> None:
 
 
 def take_payload(data: bytes) -> None:
-    """What the intake does with a payload: reads it, and then its canonical form or the id for the refusal."""
+    """What admission does with a payload: reads it, and then its canonical form or the id for the refusal."""
     topic, _, payload = data.partition(b"\n")
     target, _, path = topic.decode(errors="replace").partition("/")
     try:

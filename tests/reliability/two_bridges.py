@@ -599,7 +599,7 @@ class Machine:
 
     def _watch(self, bridge: Bridge) -> None:
         """Whose word on who serves the broker acknowledged last."""
-        acknowledged = bridge.lease.acknowledged
+        acknowledged = bridge.election.acknowledged
 
         def noted(now: float) -> bool:
             begins = acknowledged(now)
@@ -607,7 +607,7 @@ class Machine:
                 self.run.last_word = self.name
             return begins
 
-        bridge.lease.acknowledged = noted  # type: ignore[method-assign]
+        bridge.election.acknowledged = noted  # type: ignore[method-assign]
 
     async def _live(self, life: Life, bridge: Bridge) -> None:
         try:
@@ -818,7 +818,7 @@ class Run:
         serving = [
             machine.name
             for machine in self.machines
-            if machine.bridge is not None and machine.bridge.lease.role is Role.SERVING
+            if machine.bridge is not None and machine.bridge.election.role is Role.SERVING
         ]
         if len(serving) != 1:
             self.violations.append(f"in the end {serving or 'nobody'} serve")

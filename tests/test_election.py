@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.app.election import AGAIN_S, ANSWER_S, AUTHORITY_S, Authority, Lease, Role
+from bridge.app.election import AGAIN_S, ANSWER_S, AUTHORITY_S, Authority, Election, Role
 from harness import RawLine, as_broker, bridge_config, own_broker, running, watching
 from reliability import two_bridges
 
@@ -26,14 +26,14 @@ class Topic:
             bridge.hear(body, retain=False)
 
     def serving(self) -> list[str]:
-        return [bridge.instance for bridge in self.connected if bridge.lease.role is Role.SERVING]
+        return [bridge.instance for bridge in self.connected if bridge.election.role is Role.SERVING]
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
         for bridge in self.connected:
-            if bridge.lease.is_to_ask(self.now):
+            if bridge.election.is_to_ask(self.now):
                 bridge.ask_again()
-            if bridge.lease.look(self.now, bridge.stamp()):
+            if bridge.election.look(self.now, bridge.stamp()):
                 bridge.say()
 
 
@@ -43,23 +43,23 @@ class Bridge:
     def __init__(self, topic: Topic, instance: str, since: str | None = None) -> None:
         self.topic, self.instance = topic, instance
         self.started = self.stamp()
-        self.lease = Lease(instance, self.started, since)
+        self.election = Election(instance, self.started, since)
 
     def stamp(self) -> str:
         return f"2026-01-01T00:{self.topic.now / 60:09.4f}Z"
 
     def say(self) -> None:
-        said = {"instance": self.instance, "started_at": self.started, "serving_since": self.lease.serving_since}
-        said["served_since"] = self.lease.served_since
+        said = {"instance": self.instance, "started_at": self.started, "serving_since": self.election.serving_since}
+        said["served_since"] = self.election.served_since
         self.topic.publish(self, json.dumps(said).encode())
-        self.lease.acknowledged(self.topic.now)
+        self.election.acknowledged(self.topic.now)
 
     def hear(self, body: bytes, *, retain: bool) -> None:
-        if self.lease.hear(body, self.topic.now, retain=retain):
+        if self.election.hear(body, self.topic.now, retain=retain):
             self.say()
 
     def connect(self, *, resumed: bool = False) -> "Bridge":
-        self.lease.ask(self.topic.now, resumed=resumed)
+        self.election.ask(self.topic.now, resumed=resumed)
         if self.topic.retained is not None:
             self.hear(self.topic.retained, retain=True)
         self.topic.connected.append(self)
@@ -68,20 +68,20 @@ class Bridge:
         return self
 
     def ask_again(self) -> None:
-        self.lease.ask(self.topic.now, resumed=False)
+        self.election.ask(self.topic.now, resumed=False)
         self.say()
 
     def leave(self) -> None:
         """Whoever served says `offline`."""
         self.topic.connected.remove(self)
-        if self.lease.role is Role.SERVING:
+        if self.election.role is Role.SERVING:
             for other in self.topic.connected:
-                if other.lease.role is Role.STANDING_BY:
+                if other.election.role is Role.STANDING_BY:
                     other.ask_again()
 
     def restart(self) -> "Bridge":
         self.leave()
-        return Bridge(self.topic, self.instance, self.lease.since or "")
+        return Bridge(self.topic, self.instance, self.election.since or "")
 
 
 @pytest.fixture
@@ -91,18 +91,18 @@ def topic() -> Topic:
 
 def test_one_that_is_alone_serves_at_once_also_after_a_restart(topic: Topic) -> None:
     bridge = Bridge(topic, "home").connect()
-    assert bridge.lease.role is Role.SERVING
-    since = bridge.lease.since
+    assert bridge.election.role is Role.SERVING
+    since = bridge.election.since
     topic.wait(100.0)
     again = bridge.restart().connect(resumed=True)
-    assert (again.lease.role, again.lease.since, again.lease.succeeds) == (Role.SERVING, since, False)
+    assert (again.election.role, again.election.since, again.election.succeeds) == (Role.SERVING, since, False)
 
 
 def test_a_newcomer_stands_by_until_the_other_is_gone(topic: Topic) -> None:
     first = Bridge(topic, "first").connect()
     topic.wait(10.0)
     second = Bridge(topic, "second").connect()
-    assert (second.lease.role, second.lease.rival) == (Role.STANDING_BY, "first")
+    assert (second.election.role, second.election.rival) == (Role.STANDING_BY, "first")
     topic.wait(1000.0)
     assert topic.serving() == ["first"]
     first.leave()
@@ -118,22 +118,22 @@ def test_one_that_stands_by_for_somebody_who_went_silently_asks_again(topic: Top
     topic.connected.remove(first)
     topic.wait(AGAIN_S)
     topic.wait(ANSWER_S)
-    assert second.lease.role is Role.SERVING
+    assert second.election.role is Role.SERVING
 
 
 def test_the_successor_of_a_dead_one_waits_for_its_answer_first(topic: Topic) -> None:
     Bridge(topic, "first").connect().leave()
     second = Bridge(topic, "second").connect(resumed=True)
     topic.wait(ANSWER_S - 0.1)
-    assert second.lease.role is Role.ASKING
+    assert second.election.role is Role.ASKING
     topic.wait(0.2)
-    assert second.lease.role is Role.SERVING
-    assert second.lease.succeeds, "what waited for it may have been carried out by the other one"
+    assert second.election.role is Role.SERVING
+    assert second.election.succeeds, "what waited for it may have been carried out by the other one"
 
 
 def test_nothing_can_wait_for_one_that_was_never_there(topic: Topic) -> None:
     Bridge(topic, "first").connect().leave()
-    assert not Bridge(topic, "second").connect(resumed=False).lease.succeeds
+    assert not Bridge(topic, "second").connect(resumed=False).election.succeeds
 
 
 def test_who_serves_goes_on_when_the_other_is_back(topic: Topic) -> None:
@@ -143,9 +143,9 @@ def test_who_serves_goes_on_when_the_other_is_back(topic: Topic) -> None:
     first.leave()
     topic.wait(10.0)
     assert topic.serving() == ["second"]
-    back = Bridge(topic, "first", first.lease.since).connect(resumed=True)
-    assert back.lease.succeeds, "what waited for it the other one has carried out"
-    assert (back.lease.role, second.lease.role) == (Role.STANDING_BY, Role.SERVING)
+    back = Bridge(topic, "first", first.election.since).connect(resumed=True)
+    assert back.election.succeeds, "what waited for it the other one has carried out"
+    assert (back.election.role, second.election.role) == (Role.STANDING_BY, Role.SERVING)
 
 
 def test_who_is_back_soon_enough_serves_again(topic: Topic) -> None:
@@ -154,10 +154,10 @@ def test_who_is_back_soon_enough_serves_again(topic: Topic) -> None:
     Bridge(topic, "second").connect()
     first.leave()  # the second one asks
     topic.wait(ANSWER_S / 2)
-    back = Bridge(topic, "first", first.lease.since).connect(resumed=True)
+    back = Bridge(topic, "first", first.election.since).connect(resumed=True)
     topic.wait(ANSWER_S)
     assert topic.serving() == ["first"]
-    assert not back.lease.succeeds
+    assert not back.election.succeeds
 
 
 def test_a_restart_of_the_one_that_stood_by_does_not_make_it_older(topic: Topic) -> None:
@@ -167,7 +167,7 @@ def test_a_restart_of_the_one_that_stood_by_does_not_make_it_older(topic: Topic)
     again = second.restart().connect(resumed=True)
     topic.wait(100.0)
     assert topic.serving() == ["first"]
-    assert again.lease.since is None
+    assert again.election.since is None
 
 
 def test_two_that_begin_at_once_agree(topic: Topic) -> None:
@@ -182,7 +182,7 @@ def test_two_with_the_same_instance_are_told_apart(topic: Topic) -> None:
     Bridge(topic, "home").connect()
     topic.wait(10.0)
     other = Bridge(topic, "home").connect()
-    assert other.lease.role is Role.STANDING_BY
+    assert other.election.role is Role.STANDING_BY
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_two_with_the_same_instance_are_told_apart(topic: Topic) -> None:
 def test_nonsense_frightens_nobody(topic: Topic, body: bytes) -> None:
     bridge = Bridge(topic, "home").connect()
     bridge.hear(body, retain=False)
-    assert bridge.lease.role is Role.SERVING
+    assert bridge.election.role is Role.SERVING
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -206,7 +206,7 @@ def test_never_do_two_serve_and_in_the_end_one_does(seed: int) -> None:
             Bridge(topic, name, kept.get(name)).connect(resumed=rng.random() < 0.5)
         elif rng.random() < 0.5:
             there.leave()
-            kept[name] = there.lease.since or ""
+            kept[name] = there.election.since or ""
         assert len(topic.serving()) <= 1
         topic.wait(rng.choice((0.0, 1.0, 4.0, 20.0)))
         assert len(topic.serving()) <= 1
@@ -231,9 +231,9 @@ def word(since: str | None, served: str | None = None) -> bytes:
 
 
 @pytest.fixture
-def lease() -> Lease:
+def election() -> Election:
     """One that serves, and whose connection was proved just now."""
-    one = Lease("home", STARTED, EARLIER)
+    one = Election("home", STARTED, EARLIER)
     one.ask(NOW, resumed=True)
     one.acknowledged(NOW)
     assert one.look(NOW, EARLIER)
@@ -244,7 +244,7 @@ def lease() -> Lease:
 
 
 def test_nothing_is_carried_out_before_the_broker_has_the_claim() -> None:
-    one = Lease("home", STARTED, None)
+    one = Election("home", STARTED, None)
     one.ask(NOW, resumed=False)
     assert one.authority(NOW) is Authority.WAIT
     one.acknowledged(NOW)
@@ -255,55 +255,55 @@ def test_nothing_is_carried_out_before_the_broker_has_the_claim() -> None:
     assert one.authority(NOW) is Authority.TAKE
 
 
-def test_a_connection_that_proved_nothing_lately_is_probed_first(lease: Lease) -> None:
-    assert lease.authority(NOW + AUTHORITY_S) is Authority.TAKE
-    assert lease.authority(NOW + AUTHORITY_S + 0.1) is Authority.PROBE
-    lease.proved(NOW + 100.0, NOW + 100.1)
-    assert lease.authority(NOW + 100.1) is Authority.TAKE, "an idle link is not asked about"
+def test_a_connection_that_proved_nothing_lately_is_probed_first(election: Election) -> None:
+    assert election.authority(NOW + AUTHORITY_S) is Authority.TAKE
+    assert election.authority(NOW + AUTHORITY_S + 0.1) is Authority.PROBE
+    election.proved(NOW + 100.0, NOW + 100.1)
+    assert election.authority(NOW + 100.1) is Authority.TAKE, "an idle link is not asked about"
 
 
-def test_after_a_connection_stood_still_the_others_are_asked_first(lease: Lease) -> None:
-    lease.proved(NOW + 1.0, NOW + 10.0)
-    assert lease.authority(NOW + 10.0) is Authority.ASK
-    lease.ask(NOW + 10.0, resumed=True)
-    lease.acknowledged(NOW + 10.1)
-    assert lease.look(NOW + 10.1, LATER)
-    lease.acknowledged(NOW + 10.2)
-    lease.vouch(NOW + 10.2)
-    assert (lease.since, lease.authority(NOW + 10.2)) == (EARLIER, Authority.TAKE)
+def test_after_a_connection_stood_still_the_others_are_asked_first(election: Election) -> None:
+    election.proved(NOW + 1.0, NOW + 10.0)
+    assert election.authority(NOW + 10.0) is Authority.ASK
+    election.ask(NOW + 10.0, resumed=True)
+    election.acknowledged(NOW + 10.1)
+    assert election.look(NOW + 10.1, LATER)
+    election.acknowledged(NOW + 10.2)
+    election.vouch(NOW + 10.2)
+    assert (election.since, election.authority(NOW + 10.2)) == (EARLIER, Authority.TAKE)
 
 
-def test_a_question_stops_commands_until_it_is_answered_and_nobody_objects(lease: Lease) -> None:
-    assert lease.hear(word(None), NOW, retain=False)
-    assert lease.authority(NOW) is Authority.WAIT
-    assert lease.acknowledged(NOW + 1.0)
-    lease.proved(NOW + ANSWER_S, NOW + ANSWER_S)
-    assert lease.authority(NOW + ANSWER_S) is Authority.WAIT
-    assert lease.authority(NOW + 1.0 + ANSWER_S) is Authority.TAKE
+def test_a_question_stops_commands_until_it_is_answered_and_nobody_objects(election: Election) -> None:
+    assert election.hear(word(None), NOW, retain=False)
+    assert election.authority(NOW) is Authority.WAIT
+    assert election.acknowledged(NOW + 1.0)
+    election.proved(NOW + ANSWER_S, NOW + ANSWER_S)
+    assert election.authority(NOW + ANSWER_S) is Authority.WAIT
+    assert election.authority(NOW + 1.0 + ANSWER_S) is Authority.TAKE
 
 
-def test_a_claim_that_was_answered_before_it_came_costs_no_command(lease: Lease) -> None:
-    lease.hear(word(None), NOW, retain=False)
-    lease.acknowledged(NOW)
-    assert lease.hear(word(LATER), NOW + ANSWER_S, retain=False)
-    assert lease.authority(NOW + ANSWER_S) is Authority.WAIT, "it takes the claim back when it hears the answer"
+def test_a_claim_that_was_answered_before_it_came_costs_no_command(election: Election) -> None:
+    election.hear(word(None), NOW, retain=False)
+    election.acknowledged(NOW)
+    assert election.hear(word(LATER), NOW + ANSWER_S, retain=False)
+    assert election.authority(NOW + ANSWER_S) is Authority.WAIT, "it takes the claim back when it hears the answer"
 
 
-def test_what_came_before_an_unanswered_claim_was_answered_is_the_other_ones(lease: Lease) -> None:
-    lease.hear(word(None), NOW, retain=False)
-    assert lease.hear(word(LATER), NOW, retain=False), "this one is older, and goes on"
-    assert lease.authority(NOW) is Authority.DROP
-    assert lease.may_have_missed
-    lease.acknowledged(NOW)
-    assert lease.authority(NOW + ANSWER_S - 0.1) is Authority.DROP, "the broker may have more of them"
-    lease.proved(NOW + ANSWER_S, NOW + ANSWER_S)
-    assert lease.authority(NOW + ANSWER_S) is Authority.TAKE
-    lease.hear(word(None), NOW + 100.0, retain=False)
-    assert lease.authority(NOW + 100.0) is Authority.WAIT, "that is over"
+def test_what_came_before_an_unanswered_claim_was_answered_is_the_other_ones(election: Election) -> None:
+    election.hear(word(None), NOW, retain=False)
+    assert election.hear(word(LATER), NOW, retain=False), "this one is older, and goes on"
+    assert election.authority(NOW) is Authority.DROP
+    assert election.may_have_missed
+    election.acknowledged(NOW)
+    assert election.authority(NOW + ANSWER_S - 0.1) is Authority.DROP, "the broker may have more of them"
+    election.proved(NOW + ANSWER_S, NOW + ANSWER_S)
+    assert election.authority(NOW + ANSWER_S) is Authority.TAKE
+    election.hear(word(None), NOW + 100.0, retain=False)
+    assert election.authority(NOW + 100.0) is Authority.WAIT, "that is over"
 
 
 def test_who_hears_an_older_one_gives_way_and_carries_out_nothing_more() -> None:
-    one = Lease("home", STARTED, LATER)
+    one = Election("home", STARTED, LATER)
     one.ask(NOW, resumed=False)
     one.acknowledged(NOW)
     one.look(NOW, LATER)
@@ -314,17 +314,17 @@ def test_who_hears_an_older_one_gives_way_and_carries_out_nothing_more() -> None
     assert (one.role, one.authority(NOW)) == (Role.STANDING_BY, Authority.DROP)
 
 
-def test_words_of_a_dead_one_that_arrive_late_end_nothing(lease: Lease) -> None:
-    assert lease.hear(word("2025-12-31T00:00:00.000Z"), NOW, retain=False)
-    assert not lease.hear(word("2025-12-31T00:00:00.000Z"), NOW, retain=False), "or two could talk for ever"
-    assert lease.authority(NOW) is Authority.DROP, "if it is alive it may have carried out what waits"
-    lease.acknowledged(NOW)
-    lease.proved(NOW + ANSWER_S, NOW + ANSWER_S)
-    assert lease.authority(NOW + ANSWER_S) is Authority.TAKE
+def test_words_of_a_dead_one_that_arrive_late_end_nothing(election: Election) -> None:
+    assert election.hear(word("2025-12-31T00:00:00.000Z"), NOW, retain=False)
+    assert not election.hear(word("2025-12-31T00:00:00.000Z"), NOW, retain=False), "or two could talk for ever"
+    assert election.authority(NOW) is Authority.DROP, "if it is alive it may have carried out what waits"
+    election.acknowledged(NOW)
+    election.proved(NOW + ANSWER_S, NOW + ANSWER_S)
+    assert election.authority(NOW + ANSWER_S) is Authority.TAKE
 
 
 def test_one_that_takes_over_leaves_what_came_before_its_question_to_the_other() -> None:
-    one = Lease("home", STARTED, None)
+    one = Election("home", STARTED, None)
     one.ask(NOW, resumed=False)
     one.hear(word(EARLIER), NOW, retain=True)
     assert one.authority(NOW) is Authority.DROP
@@ -335,7 +335,7 @@ def test_one_that_takes_over_leaves_what_came_before_its_question_to_the_other()
 
 def test_what_waits_is_left_to_nobody_where_nobody_is_known_to_have_served() -> None:
     """On a broker that keeps nothing; and where another one asked, and died before it served."""
-    blind, alone = Lease("home", STARTED, EARLIER), Lease("home", STARTED, EARLIER)
+    blind, alone = Election("home", STARTED, EARLIER), Election("home", STARTED, EARLIER)
     blind.ask(NOW, resumed=True)
     blind.doubt()
     alone.ask(NOW, resumed=True)
@@ -347,21 +347,21 @@ def test_what_waits_is_left_to_nobody_where_nobody_is_known_to_have_served() -> 
         assert one.look(NOW + ANSWER_S, LATER)
 
 
-def test_one_that_stands_by_does_not_ask_while_it_hears_of_the_other(lease: Lease) -> None:
-    lease.ask(NOW, resumed=False)
-    lease.hear(word("2025-12-31T00:00:00.000Z"), NOW, retain=False)
+def test_one_that_stands_by_does_not_ask_while_it_hears_of_the_other(election: Election) -> None:
+    election.ask(NOW, resumed=False)
+    election.hear(word("2025-12-31T00:00:00.000Z"), NOW, retain=False)
     for minute in range(1, 10):
-        assert not lease.is_to_ask(NOW + 60.0 * minute)
-        lease.heard_of_other(NOW + 60.0 * minute)
-    assert lease.is_to_ask(NOW + 540.0 + AGAIN_S)
+        assert not election.is_to_ask(NOW + 60.0 * minute)
+        election.heard_of_other(NOW + 60.0 * minute)
+    assert election.is_to_ask(NOW + 540.0 + AGAIN_S)
 
 
 def test_who_gave_way_remembers_it_over_a_crash_that_overwrote_the_others_word() -> None:
-    one = Lease("home", STARTED, EARLIER)
+    one = Election("home", STARTED, EARLIER)
     one.ask(NOW, resumed=True)
     one.hear(word(LATER), NOW, retain=True)
     assert one.kept == "", "in the store before its question is at the broker"
-    after = Lease("home", STARTED, one.kept)
+    after = Election("home", STARTED, one.kept)
     after.ask(NOW, resumed=True)
     assert after.succeeds
     assert after.authority(NOW) is Authority.DROP
@@ -373,21 +373,21 @@ def test_who_gave_way_remembers_it_over_a_crash_that_overwrote_the_others_word()
     assert after.kept == LATER
 
 
-def test_a_question_is_remembered_over_a_crash_until_nobody_objects_to_the_answer(lease: Lease) -> None:
-    lease.hear(word(None), NOW, retain=False)
-    assert lease.kept == f"?{EARLIER}", "before the answer leaves, which may arrive when another one serves"
-    lease.acknowledged(NOW)
-    lease.settle(NOW + ANSWER_S - 0.1)
-    assert lease.kept == f"?{EARLIER}"
-    lease.settle(NOW + ANSWER_S)
-    assert lease.kept == EARLIER
+def test_a_question_is_remembered_over_a_crash_until_nobody_objects_to_the_answer(election: Election) -> None:
+    election.hear(word(None), NOW, retain=False)
+    assert election.kept == f"?{EARLIER}", "before the answer leaves, which may arrive when another one serves"
+    election.acknowledged(NOW)
+    election.settle(NOW + ANSWER_S - 0.1)
+    assert election.kept == f"?{EARLIER}"
+    election.settle(NOW + ANSWER_S)
+    assert election.kept == EARLIER
 
 
 def test_one_that_ever_heard_of_another_keeps_its_word_in_doubt_until_the_broker_has_it() -> None:
     """It may be on its way for as long as another one takes over, be the broker's last word then, and hide that one's
     from the next run, or connection.
     """
-    one = Lease("home", STARTED, EARLIER, "other")
+    one = Election("home", STARTED, EARLIER, "other")
     assert one.kept == EARLIER
     one.ask(NOW, resumed=True)
     assert one.kept == f"?{EARLIER}", "in the store before its question leaves"
@@ -408,10 +408,10 @@ def test_one_that_ever_heard_of_another_keeps_its_word_in_doubt_until_the_broker
 
 
 def test_one_in_doubt_says_that_it_served_so_that_another_one_leaves_what_waits() -> None:
-    one = Lease("home", STARTED, f"?{EARLIER}", "other")
+    one = Election("home", STARTED, f"?{EARLIER}", "other")
     one.ask(NOW, resumed=True)
     assert (one.serving_since, one.served_since, one.authority(NOW)) == (None, EARLIER, Authority.DROP)
-    back = Lease("other", STARTED, EARLIEST, "home")
+    back = Election("other", STARTED, EARLIEST, "home")
     back.ask(NOW, resumed=True)
     said = {"instance": "home", "started_at": STARTED, "serving_since": None, "served_since": one.served_since}
     back.hear(json.dumps(said).encode(), NOW, retain=True)
@@ -424,7 +424,7 @@ def test_one_in_doubt_says_that_it_served_so_that_another_one_leaves_what_waits(
 
 def test_one_that_never_heard_of_another_doubts_nothing() -> None:
     """Or a crash between a question and its PUBACK would cost it the commands that wait."""
-    one = Lease("home", STARTED, EARLIER)
+    one = Election("home", STARTED, EARLIER)
     one.ask(NOW, resumed=True)
     assert (one.kept, one.authority(NOW)) == (EARLIER, Authority.WAIT)
     one.ask(NOW, resumed=True)
@@ -434,15 +434,19 @@ def test_one_that_never_heard_of_another_doubts_nothing() -> None:
     assert not one.say_again()
 
 
-def test_a_question_is_remembered_over_a_new_connection_as_over_a_crash(lease: Lease) -> None:
+def test_a_question_is_remembered_over_a_new_connection_as_over_a_crash(election: Election) -> None:
     """The answer may have been too late, and the other one's claim was lost with the connection, or was heard."""
-    lease.hear(word(None), NOW, retain=False)
-    lease.hear(word(LATER), NOW + ANSWER_S, retain=False)
-    lease.ask(NOW + 30.0, resumed=True)
-    assert (lease.kept, lease.authority(NOW + 30.0), lease.may_have_missed) == (f"?{EARLIER}", Authority.DROP, True)
-    lease.acknowledged(NOW + 30.0)
-    assert not lease.look(NOW + 30.0, LATER), "the other one has its time to answer"
-    assert lease.authority(NOW + 30.0) is Authority.DROP
+    election.hear(word(None), NOW, retain=False)
+    election.hear(word(LATER), NOW + ANSWER_S, retain=False)
+    election.ask(NOW + 30.0, resumed=True)
+    assert (election.kept, election.authority(NOW + 30.0), election.may_have_missed) == (
+        f"?{EARLIER}",
+        Authority.DROP,
+        True,
+    )
+    election.acknowledged(NOW + 30.0)
+    assert not election.look(NOW + 30.0, LATER), "the other one has its time to answer"
+    assert election.authority(NOW + 30.0) is Authority.DROP
 
 
 # -- whole bridges in a virtual world
