@@ -29,6 +29,8 @@ COMMANDS = {
 "Module and summary; a module has `add_arguments(parser)` and `main(args) -> int`, and is imported when chosen."
 INTERRUPTED = 130
 "128 + SIGINT, as shells have it."
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"A file or a device takes no more."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +58,7 @@ def _why(error: OSError) -> str | None:
     """What to tell of a file, a folder or a disk; None for what only a fault of ours explains."""
     if error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+    if error.errno in FULL:
         return f"cannot write the output: {error.strerror}"
     try:
         os.getcwd()
@@ -66,7 +68,12 @@ def _why(error: OSError) -> str | None:
 
 
 def _run(argv: Sequence[str]) -> int:
-    args = _parser(_chosen(argv)).parse_args(argv)
+    try:
+        args = _parser(_chosen(argv)).parse_args(argv)
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        return 2  # older versions of argparse let it through that their complaint finds no room
     code: int = args.main(args)
     return code
 

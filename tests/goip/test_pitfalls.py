@@ -14,7 +14,7 @@ from bridge.sim import wire as box
 NOT_HERE = {
     4: "storing before acknowledging is the owner's part; that the event comes before the datagram is tested here too",
     28: "numbers are checked where commands come in, `bridge.contract.numbers`; tested here as well",
-    29: "the core has no receive loop and waits for nothing: tests/goip/test_purity.py",
+    29: "the core has no receive loop and waits for nothing: tests/test_layers.py",
     32: "the core does not know that it was away; `outage_gap` is the service's",
 }
 "Where a pitfall lies outside of the core, or partly so."
