@@ -24,10 +24,15 @@ from brokers import make_certificates
 from reliability.simulation import SCENARIOS
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMANDS, LIMITS, TROUBLESHOOTING = (
+    (ROOT / f"docs/{name}.md").read_text() for name in ("commands", "limits", "troubleshooting")
+)
 README, ARCHITECTURE, CONTRACT, CONTRIBUTING, RELIABILITY = (
     (ROOT / name).read_text()
     for name in ("README.md", "docs/architecture.md", "docs/contract.md", "CONTRIBUTING.md", "docs/reliability.md")
 )
+USERS = README + COMMANDS + LIMITS + TROUBLESHOOTING
+"What a user reads first."
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "mosquitto/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 LATER = {model.path for model in admission._NOT_YET}
@@ -191,34 +196,34 @@ def test_readme_says_rightly_what_is_a_state() -> None:
             assert (kinds[shown] == "state") == is_state, shown
 
 
-def readme_commands() -> tuple[set[str], set[str]]:
-    lines, bridge = section(README, "Commands").split("And to `goip/bridge/cmd/<command>`")
+def documented_commands() -> tuple[set[str], set[str]]:
+    lines, bridge = COMMANDS.split("And to `goip/bridge/cmd/<command>`")
     return tuple({path for cells in rows(part) for path in code(cells[0])} for part in (lines, bridge))  # type: ignore[return-value]
 
 
-def test_readme_has_exactly_the_commands_of_the_code() -> None:
-    lines, bridge = readme_commands()
+def test_the_page_has_exactly_the_commands_of_the_code() -> None:
+    lines, bridge = documented_commands()
     assert lines == (set(commands.LINE_COMMANDS) - LATER) | {"sms/<to>"}
     assert bridge == set(commands.BRIDGE_COMMANDS) - LATER
 
 
-def test_readme_names_what_is_not_there_yet() -> None:
-    limits = " ".join(code(section(README, "Limits")))
+def test_limits_name_what_is_not_there_yet() -> None:
+    limits = " ".join(code(LIMITS))
     assert LATER
     assert {path for path in LATER if path not in limits} == set()
 
 
-def readme_payloads() -> Iterator[tuple[str, str]]:
+def documented_payloads() -> Iterator[tuple[str, str]]:
     """(command, payload) of the table: a payload belongs to the command in the same place, or to the last one."""
-    for cells in rows(section(README, "Commands")):
+    for cells in rows(COMMANDS):
         paths = code(cells[0])
         for payload in code(cells[1]):
             if payload.startswith("{"):
                 yield next((path for path in paths if path.endswith("set")), paths[0]), payload
 
 
-def test_the_payloads_in_the_readme_are_valid() -> None:
-    given = list(readme_payloads())
+def test_the_payloads_of_the_page_are_valid() -> None:
+    given = list(documented_payloads())
     assert len(given) > 8
     for path, payload in given:
         full = payload.replace("+49…", "+4915112345678").replace("…", "text")
@@ -283,7 +288,7 @@ def test_causes_are_those_of_the_code() -> None:
 
 
 def test_yaml_in_the_readme_is_a_valid_configuration(tmp_path: Path) -> None:
-    examples = blocks(README, "yaml")
+    examples = [*blocks(README, "yaml"), *blocks(COMMANDS, "yaml")]
     assert examples
     for example in examples:
         file = tmp_path / "config.yaml"
@@ -357,16 +362,16 @@ def sections(settings: Settings) -> Iterator[tuple[tuple[str, ...], BaseModel]]:
 
 
 def test_the_readme_gives_the_advice_of_the_log_for_two_clients_with_one_client_id() -> None:
-    assert TWIN_ADVICE in README.replace("`", "")
+    assert TWIN_ADVICE in TROUBLESHOOTING.replace("`", "")
 
 
 # -- the command line -----------------------------------------------------------------------------------------------
 
 
 def bridge_calls() -> list[list[str]]:
-    """The arguments of every `goip-bridge …` in the README."""
-    inline = [shlex.split(text) for text in code(README) if text.startswith("goip-bridge ") and "…" not in text]
-    calls = [words for words in (*inline, *shell_lines(README)) if words[0].endswith("goip-bridge")]
+    """The arguments of every `goip-bridge …` in what a user reads first."""
+    inline = [shlex.split(text) for text in code(USERS) if text.startswith("goip-bridge ") and "…" not in text]
+    calls = [words for words in (*inline, *shell_lines(USERS)) if words[0].endswith("goip-bridge")]
     return [words[1:] for words in calls]
 
 
