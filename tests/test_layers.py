@@ -117,3 +117,25 @@ def test_what_is_pure_neither_waits_nor_tells_the_time_nor_opens_anything(module
 def test_the_protocol_needs_the_standard_library_alone(module: str) -> None:
     others = {name.partition(".")[0] for name in IMPORTS[module] - OURS[module]}
     assert others <= set(sys.stdlib_module_names) - {"datetime"}
+
+
+CALLERS = {
+    "transaction": {"bridge.app.bridge"},
+    "take_datagrams": {"bridge.app.bridge"},
+    "sendto": {"bridge.system.udp", "bridge.process.keeper"},
+    "acknowledge": {"bridge.app.bridge", "bridge.mqtt.link"},
+}
+"""Who opens a transaction, takes datagrams from the core, hands one to the kernel (or a word to systemd), and
+acknowledges to the broker: the choke point, and the socket or session that it does it by."""
+
+
+@pytest.mark.parametrize("name", CALLERS)
+def test_only_the_choke_point_commits_sends_and_acknowledges(name: str) -> None:
+    callers = {
+        module
+        for module in FILES
+        if package(module) != "sim"
+        for node in ast.walk(ast.parse(FILES[module].read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
+    }
+    assert callers == CALLERS[name]
