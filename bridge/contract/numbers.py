@@ -117,9 +117,11 @@ def phone(number: str, country: str | None) -> str:
     `number` is normalised; `country` is that of the SIM that sends. A short code, and a number of which nobody can be
     sure, is known by its characters: two phones that were taken for one would cost one of them its SMS.
     """
+    if len(number) < SHORTEST:
+        return number
     if number.startswith("00") and number[2:].isdecimal():
         return f"+{number[2:]}"
-    return number if len(number) < SHORTEST else to_e164(number, country) or number
+    return to_e164(number, country) or number
 
 
 def to_e164(number: str, country: str | None) -> str | None:
