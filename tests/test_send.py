@@ -4,13 +4,14 @@
 """
 
 import asyncio
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,8 +84,9 @@ class Installation:
                 "sim", "--server", server, "--port-base", "0", *simulated
             )  # only now: a lost keepalive is repeated after 30 s
             for number in range(1, self.simulated + 1):
-                self.await_message(f"goip/goip{number}/availability", b"online")
+                self.await_message(f"goip/goip{number}/availability", lambda word: word == b"online")
                 self.await_message(f"goip/goip{number}/state")
+            self.await_message("goip/bridge/lines", self._has_all_online)  # a second behind
         except BaseException:
             self.__exit__()
             raise
@@ -98,12 +100,15 @@ class Installation:
     def cli(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return cli(self.folder, *arguments, **options)
 
-    def await_message(self, topic: str, payload: bytes | None = None) -> None:
-        """Until the topic has a message, or this one."""
+    def _has_all_online(self, payload: bytes) -> bool:
+        return sum(line["online"] for line in json.loads(payload)["lines"]) == self.simulated
+
+    def await_message(self, topic: str, is_it: Callable[[bytes], bool] = lambda _: True) -> None:
+        """Until the topic has a message, or such a one."""
         came = threading.Event()
 
         def take(_client: object, _userdata: object, message: mqtt.MQTTMessage) -> None:
-            if message.topic == topic and payload in (None, message.payload):  # amqtt sends other topics as well
+            if message.topic == topic and is_it(message.payload):  # amqtt sends other topics as well
                 came.set()
 
         client = mqtt.Client(CallbackAPIVersion.VERSION2)
@@ -112,7 +117,7 @@ class Installation:
         client.connect(self.broker.host, self.broker.port)
         client.loop_start()
         try:
-            assert came.wait(LIMIT_S), f"not on {topic} in {LIMIT_S} s: {payload or 'anything'!r}"
+            assert came.wait(LIMIT_S), f"not what was waited for on {topic} in {LIMIT_S} s"
         finally:
             client.disconnect()
             client.loop_stop()
