@@ -15,7 +15,7 @@ from bridge.config.settings import BrokerUrl, Settings
 from bridge.http import listener as http
 from bridge.mqtt.link import Incoming
 from bridge.process import embedded_broker as module
-from bridge.process import worker as service
+from bridge.process import worker
 from bridge.process.keeper import Systemd
 from bridge.store.database import Store, StoreError
 from broker_fixture import Broker
@@ -236,12 +236,12 @@ async def test_a_reload_that_changes_nothing_says_so_whatever_broker_is_embedded
             url.set_result(await super().start(*arguments))
             return url.result()
 
-    monkeypatch.setattr(service, "EmbeddedBroker", Told)
+    monkeypatch.setattr(worker, "EmbeddedBroker", Told)
 
     def load() -> Settings:
         return Settings(udp={"listen": "127.0.0.1:0"}, store={"path": tmp_path / "bridge.db"})
 
-    running = asyncio.create_task(service.serve(load(), load, Systemd({})))
+    running = asyncio.create_task(worker.serve(load(), load, Systemd({})))
     address = BrokerUrl.parse(await url)
     broker = Broker(kind="embedded", host=address.host, port=address.port)
     async with asyncio.timeout(LIMIT_S), watching(broker, "goip/#") as watcher:

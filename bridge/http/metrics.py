@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from .. import __version__
 from ..goip.line import Line
-from ..retained import line_state as states
+from ..retained import line_state
 from . import status
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _read_line(bridge: "Bridge", line: Line, queue: tuple[int, int], samples: _S
     offset = bridge.clock.time() - bridge.clock.monotonic()
     samples.put("goip_line_online", line.online, *labels)
     if line.online:
-        state = states.line_state(line, lambda at: at + offset)
+        state = line_state.line_state(line, lambda at: at + offset)
         samples.put("goip_line_registered", state.gsm.registered, *labels)
         samples.put("goip_line_signal_dbm", state.signal.dbm, *labels)
         samples.put("goip_line_module_enabled", state.enabled, *labels)

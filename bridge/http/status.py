@@ -16,7 +16,7 @@ from ..app.election import Role
 from ..contract import payloads
 from ..contract.payloads import timestamp
 from ..goip.line import Line
-from ..retained import line_state as states
+from ..retained import line_state
 from ..retained.recent import Recent, public_fact
 
 STUCK_S = 10.0
@@ -153,7 +153,7 @@ def _bridge(bridge: "Bridge") -> dict[str, Any]:
 
 def _line(bridge: "Bridge", recent: Recent, line: Line, queue: tuple[int, int], offset: float) -> dict[str, Any]:
     """One line; `offset` turns the core's times into unix time."""
-    state = states.line_state(line, lambda at: at + offset)
+    state = line_state.line_state(line, lambda at: at + offset)
     settings = bridge.settings.lines.get(line.name)
     return {
         "id": line.name,

@@ -81,9 +81,9 @@ def set_up_logging(*, verbose: bool = False) -> None:
 
 
 def _serve(args: argparse.Namespace, keeper: Keeper) -> int:
-    from . import worker as service  # here: it is large, and the supervisor does without
+    from . import worker  # here: it is large, and the supervisor does without
 
-    return service.main(args, keeper)
+    return worker.main(args, keeper)
 
 
 # -- the supervisor ----------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ..goip.server import SmsServer
 from ..mqtt.publisher import Publisher
 from ..store.database import Store
 from ..system.clock import Clock, SteadyTime
-from . import line_state as states
+from . import line_state
 
 log = logging.getLogger(__name__)
 
@@ -238,11 +238,11 @@ class Board:
 
     def summaries(self) -> list[payloads.LineSummary]:
         """All lines, as `bridge/lines` has them."""
-        return [states.summary(line, self.settings.lines.get(line.name)) for line in self._server.lines]
+        return [line_state.summary(line, self.settings.lines.get(line.name)) for line in self._server.lines]
 
     def _publish_state(self, line: Line, now: float, offset: float) -> None:
-        state = states.line_state(line, lambda at: at + offset)
-        raw = {key: value for key, value in state.raw.items() if key not in states.VOLATILE}
+        state = line_state.line_state(line, lambda at: at + offset)
+        raw = {key: value for key, value in state.raw.items() if key not in line_state.VOLATILE}
         meaning = dataclasses.replace(state, last_seen=None, raw=raw)
         known = self._published.get(line.name)
         if known is None or known[0] != meaning or now - known[1] >= LAST_SEEN_S:
