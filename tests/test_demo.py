@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,22 @@ def test_ctrl_c_ends_it_in_order(tmp_path):
     assert "goip/bridge/availability offline" in rest
     assert "MISSING (interrupted)" in rest
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_goes_on_has_its_status_page(tmp_path):
+    process = start("--keep", folder=tmp_path)
+    assert process.stdout is not None
+    page = b""
+    try:
+        for line in process.stdout:
+            if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
+                with urllib.request.urlopen(found.group(), timeout=LIMIT_S) as answer:
+                    page = answer.read()
+                break
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=LIMIT_S)
+    assert b"<title>" in page
 
 
 def test_of_a_state_only_what_changed_is_shown():

@@ -350,7 +350,9 @@ class Bridge:
         self._publish_bridge()
         self._work_soon(*self._every_minute)  # also where no run lasts for a minute
         self.pump()
-        if web is not None and self.recent is not None and self.make_listener is not None:
+        if web is not None:
+            assert self.recent is not None
+            assert self.make_listener is not None, "whoever makes a bridge with `http.listen` says how it is shown"
             http = self.make_listener(self, self.recent, web)
             opened.push_async_callback(http.close)
             await http.start()

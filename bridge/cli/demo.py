@@ -37,6 +37,7 @@ from ..config.settings import Settings
 from ..contract.topics import Topics
 from ..goip.events import Address
 from ..process.embedded_broker import BrokerError, EmbeddedBroker
+from ..process.worker import make_listener
 from ..sim.errors import SimulatorError
 from ..sim.options import LineOptions
 from ..sim.run import SimOptions, Simulator
@@ -318,6 +319,7 @@ class Demo:
         stop = asyncio.Event()
         with contextlib.closing(Store(settings.store.path)) as store:
             bridge = Bridge(settings, store, lambda: settings)
+            bridge.make_listener = make_listener
             running = asyncio.create_task(bridge.run(stop, address))
             running.add_done_callback(lambda task: None if stop.is_set() else self._bridge_broke(task))
             try:

@@ -93,7 +93,7 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         look_at_terminal()
         bridge.can_restart = keeper.restarts
-        bridge.make_listener = _listener
+        bridge.make_listener = make_listener
         health = HealthSocket(socket_path(settings.store.path), lambda: status.healthy(bridge))
         health.start()
         try:
@@ -120,7 +120,8 @@ async def serve(settings: Settings, reload: Callable[[], Settings], keeper: Keep
     return 0
 
 
-def _listener(bridge: Bridge, recent: Recent, bound: socket.socket) -> Listener:
+def make_listener(bridge: Bridge, recent: Recent, bound: socket.socket) -> Listener:
+    """The status page and its like, on a socket that is bound."""
     from ..http.listener import HttpListener  # here: it is large, and most do without
 
     return HttpListener(bridge, recent, bound)
